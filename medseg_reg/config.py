@@ -1,0 +1,294 @@
+"""The typed, closed configuration of a training run.
+
+    python -m medseg_reg.config --schema > schema.json     # JSON Schema, for editors
+    python -m medseg_reg.config configs/demo.yaml seed=1   # check a file, print it resolved
+
+A configuration is data: reading one never imports or runs code. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from medseg_reg.config_file import Lines, explain, read_yaml, with_overrides
+from medseg_reg.data.augment import check_augmentation
+from medseg_reg.data.preprocessing import ImageSpec
+from medseg_reg.data.sampling import SamplingSpec
+from medseg_reg.data.splits import SplitSpec
+from medseg_reg.errors import MedsegError, run_main
+from medseg_reg.regularizers import regularizer_class
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Closed(BaseModel):
+    """A group of settings that refuses unknown keys and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PhantomSpec(Closed):
+    """A generated data set, for a first run without data: made where the store is missing."""
+
+    cases: int = Field(12, ge=3)
+    size: int = Field(96, ge=32, multiple_of=8)
+    slices: int = Field(24, ge=8)
+    seed: int = Field(0, ge=0)
+
+
+class DataSpec(Closed):
+    """Which data are trained on, and how they reach the network."""
+
+    store: Path
+    phantom: PhantomSpec | None = None
+    image: ImageSpec = ImageSpec()
+    split: SplitSpec
+    sampling: SamplingSpec = SamplingSpec()
+    batch_size: Positive = 8
+    workers: int = Field(0, ge=0)
+
+
+class NetworkSpec(Closed):
+    """The network."""
+
+    name: Literal["unet"] = "unet"
+    channels: tuple[Positive, ...] = Field((32, 64, 128, 256, 512), min_length=2)
+    norm: Literal["batch", "instance"] = "batch"
+    activation: Literal["relu", "leakyrelu", "prelu", "gelu", "swish"] = "relu"
+    upsample: Literal["deconv", "nontrainable"] = "deconv"
+    head: Literal["softmax", "sigmoid"] = "softmax"
+
+
+class AugmentationSpec(BaseModel):
+    """One albumentations transform: its name, and its own arguments beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="after")
+    def _known(self) -> AugmentationSpec:
+        check_augmentation(self.name, self.arguments)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The transform's own arguments."""
+        return dict(self.model_extra or {})
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class LayerSpec(BaseModel):
+    """One regularizer layer: its name, its places, its own parameters (`p` first) beside them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    places: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("between_convs",)
+
+    @model_validator(mode="after")
+    def _known(self) -> LayerSpec:
+        regularizer_class(self.name)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The layer's own parameters."""
+        return dict(self.model_extra or {})
+
+
+class ErrorSpec(Closed):
+    """The error function: weights of its terms, weights of the classes, label smoothing."""
+
+    ce: float = Field(1.0, ge=0)
+    dice: float = Field(0.0, ge=0)
+    ssim: float = Field(0.0, ge=0)
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    label_smoothing: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> ErrorSpec:
+        if self.ce + self.dice + self.ssim == 0:
+            raise ValueError("all weights are 0; give at least one of ce, dice, ssim a weight")
+        return self
+
+
+class PenaltySpec(Closed):
+    """Penalties on the weights; biases and normalization layers are exempt.
+
+    With adam and sgd the decay is the L2 penalty of the literature, with adamw it is decoupled.
+    """
+
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class EarlyStoppingSpec(Closed):
+    """Stop when a validation score has not improved for `patience` epochs."""
+
+    monitor: Literal["val_dice", "val_iou", "val_loss"] = "val_dice"
+    patience: Positive = 10
+    min_delta: float = Field(0.0, ge=0)
+
+
+class OptimizationSpec(Closed):
+    """Regularization through the optimization procedure."""
+
+    early_stopping: EarlyStoppingSpec | None = None
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    select: Literal["best", "last"] = "best"
+
+
+class RegularizationSpec(Closed):
+    """The five groups of regularization (Kukacka, Golkov, Cremers, arXiv:1710.10686, 2017)."""
+
+    data: tuple[AugmentationSpec, ...] = ()
+    architecture: tuple[LayerSpec, ...] = ()
+    error: ErrorSpec = ErrorSpec()
+    penalty: PenaltySpec = PenaltySpec()
+    optimization: OptimizationSpec = OptimizationSpec()
+
+
+class OptimizerSpec(Closed):
+    """The optimizer; its defaults are those of the published protocol."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+
+
+class ScheduleSpec(Closed):
+    """The learning rate over the training, as a factor on `optimizer.lr`."""
+
+    name: Literal["constant", "cosine", "polynomial", "step"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0)
+    power: float = Field(0.9, gt=0)
+    final_factor: float = Field(0.0, ge=0, le=1)
+    milestones: tuple[Positive, ...] = ()
+    gamma: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _steps_have_milestones(self) -> ScheduleSpec:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("milestones (epochs) belong to the schedule 'step', and it needs them")
+        return self
+
+
+class TrainingSpec(Closed):
+    """How long, on what, and how exactly the network is trained."""
+
+    epochs: Positive = 30
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    accumulate: Positive = 1
+    channels_last: bool = True
+    deterministic: bool = False
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: Positive = 1
+    num_nodes: Positive = 1
+    validate_every: Positive = 1
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    progress: bool = True
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class EvaluationSpec(Closed):
+    """How a trained network is judged."""
+
+    empty: Literal["one", "zero", "nan"] = "one"
+    confidence: float = Field(0.95, gt=0, lt=1)
+    resamples: int = Field(10_000, ge=100)
+    batch_size: Positive = 8
+
+
+class Config(Closed):
+    """A whole run. `{seed}` and `{name}` in `run` stand for the values of those keys."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run: str = "runs/{name}"
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: DataSpec
+    network: NetworkSpec = NetworkSpec()
+    regularization: RegularizationSpec = RegularizationSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @model_validator(mode="after")
+    def _epochs_are_validated(self) -> Config:
+        if self.training.validate_every > self.training.epochs:
+            raise ValueError(
+                f"training.validate_every is {self.training.validate_every}, but training.epochs "
+                f"is {self.training.epochs}: no epoch would be validated"
+            )
+        return self
+
+    @property
+    def run_path(self) -> Path:
+        """The run directory."""
+        return Path(self.run.replace("{seed}", str(self.seed)).replace("{name}", self.name))
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply overrides such as `training.epochs=3`.
+
+    Raises:
+        MedsegError: the file is missing, is not YAML, or a key or value is wrong; the message
+            names the file, the line, the key, what was found, and the nearest right key.
+    """
+    content, lines = read_yaml(path)
+    return parse_config(with_overrides(content, overrides), str(path), lines)
+
+
+def parse_config(content: Any, origin: str, lines: Lines | None = None) -> Config:
+    """Validate the content of a configuration; `origin` names it in errors."""
+    if not isinstance(content, dict):
+        raise MedsegError(f"{origin}: holds no configuration, but {type(content).__name__}.")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise MedsegError(explain(error, Config, origin, lines or {})) from None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the JSON Schema, or check a configuration and print it resolved."""
+    if list(arguments) == ["--schema"]:
+        json.dump(Config.model_json_schema(), sys.stdout, indent=2)
+        print()
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise MedsegError("usage: python -m medseg_reg.config --schema | FILE [key.sub=value ...]")
+    print(load_config(Path(arguments[0]), arguments[1:]).to_yaml(), end="")
+
+
+if __name__ == "__main__":
+    run_main(main)

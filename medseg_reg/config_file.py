@@ -1,0 +1,186 @@
+"""Reading a configuration file: strict YAML, overrides, and errors a person can act on."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from medseg_reg.errors import MedsegError, nearest
+
+Key = tuple[str | int, ...]
+Lines = dict[Key, int]
+
+MAX_BYTES = 1 << 20
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without anchors: a few lines of them can unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not allowed; write the value out",
+                problem_mark=event.start_mark,
+            )
+        node: Node | None = super().compose_node(parent, index)
+        return node
+
+
+def read_yaml(path: Path) -> tuple[Any, Lines]:
+    """Read a YAML file; return its content and the line on which each key stands.
+
+    Raises:
+        MedsegError: the file is missing, too large, no YAML, or gives a key twice.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise MedsegError(f"{path}: is larger than 1 MiB, so it is no configuration.")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        others = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent else []
+        raise MedsegError(f"{path}: does not exist.{nearest(str(path), others)}") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise MedsegError(f"{path}: is not a YAML text file.") from None
+    try:
+        loader = _StrictLoader(text)
+        node = loader.get_single_node()
+        lines: Lines = {}
+        _walk(node, (), lines, path)
+        return loader.construct_document(node) if node else None, lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise MedsegError(f"{where}: is not valid YAML: {problem}.") from None
+
+
+def _walk(node: Node | None, key: Key, lines: Lines, path: Path) -> None:
+    if isinstance(node, MappingNode):
+        for name, value in node.value:
+            if not isinstance(name, ScalarNode):
+                raise MedsegError(f"{path}:{name.start_mark.line + 1}: a key must be plain text.")
+            child = (*key, name.value)
+            if child in lines:
+                raise MedsegError(
+                    f"{path}:{name.start_mark.line + 1}: '{_dotted(child)}' is given a second "
+                    f"time (first in line {lines[child]}). Keep one."
+                )
+            lines[child] = name.start_mark.line + 1
+            _walk(value, child, lines, path)
+    elif isinstance(node, SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*key, index)] = value.start_mark.line + 1
+            _walk(value, (*key, index), lines, path)
+
+
+def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
+    """Apply `key.sub=value` overrides; values are YAML, a number in the key is a list index."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise MedsegError(f"override '{override}': expected key.sub=value, as in seed=1.")
+        try:
+            value = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError:
+            raise MedsegError(f"override '{override}': '{text}' is not a YAML value.") from None
+        content = _set(content, key.split("."), value, override)
+    return content
+
+
+def _set(content: Any, keys: list[str], value: Any, override: str) -> Any:
+    if not keys:
+        return value
+    if isinstance(content, list):
+        if not keys[0].isdigit() or int(keys[0]) >= len(content):
+            raise MedsegError(
+                f"override '{override}': '{keys[0]}' is not an index of a list of "
+                f"{len(content)} entries (0 is the first)."
+            )
+        index = int(keys[0])
+        changed = _set(content[index], keys[1:], value, override)
+        return [*content[:index], changed, *content[index + 1 :]]
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise MedsegError(f"override '{override}': '{keys[0]}' lies below a single value.")
+    return {**content, keys[0]: _set(content.get(keys[0]), keys[1:], value, override)}
+
+
+def explain(error: ValidationError, model: type[BaseModel], origin: str, lines: Lines) -> str:
+    """Turn the first three mistakes of a validation into lines that name key, value and mend."""
+    shown = []
+    for mistake in error.errors()[:3]:
+        key = _written_key(mistake["loc"], model)
+        line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)
+        where = f"{origin}:{line}" if line else origin
+        shown.append(f"{where}: {_mistake(mistake, key, model)}")
+    if error.error_count() > 3:
+        shown[-1] += f" (and {error.error_count() - 3} more)"
+    return "\n".join(shown)
+
+
+def _mistake(mistake: Any, key: Key, model: type[BaseModel]) -> str:
+    name = _dotted(key) or "the configuration"
+    if mistake["type"] == "extra_forbidden":
+        choices = list(_fields(model, key[:-1]))
+        return (
+            f"unknown key '{name}'.{nearest(str(key[-1]), choices)} "
+            f"Known here: {', '.join(choices)}."
+        )
+    if mistake["type"] == "missing":
+        return f"'{name}' is missing. Add it."
+    text = str(mistake["msg"]).removeprefix("Value error, ")
+    found = mistake.get("input")
+    shown = "" if isinstance(found, dict | BaseModel) else f" (found {found!r})"
+    hint = ""
+    if mistake["type"] == "literal_error" and isinstance(found, str):
+        hint = nearest(found, mistake["ctx"]["expected"].replace("'", "").split(", "))
+    return f"'{name}': {text[:1].lower()}{text[1:]}{shown}.{hint}"
+
+
+def _written_key(location: tuple[str | int, ...], model: type[BaseModel]) -> Key:
+    """Drop what pydantic adds to a location (the names of union members) to get the key."""
+    key: list[str | int] = []
+    for part in location:
+        if isinstance(part, int) or part in _fields(model, tuple(key)) or part is location[-1]:
+            key.append(part)
+    return tuple(key)
+
+
+def _fields(model: type[BaseModel], key: Key) -> dict[str, Any]:
+    """Return the fields of the group of settings that lies at a key."""
+    annotation: Any = model
+    for part in key:
+        found = _model_in(annotation)
+        if found is None:
+            return {}
+        if isinstance(part, int):
+            continue
+        field = found.model_fields.get(part)
+        if field is None:
+            return {}
+        annotation = field.annotation
+    found = _model_in(annotation)
+    return dict(found.model_fields) if found else {}
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Find the model in an annotation such as `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(str(part) for part in key)

@@ -1,0 +1,1 @@
+"""Slice stores: written once, verified, split by patient, read by memory map."""

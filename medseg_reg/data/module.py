@@ -1,0 +1,156 @@
+"""The data of a run: store, split and loaders, for Lightning's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from medseg_reg.data.augment import Augmentation
+from medseg_reg.data.dataset import SliceDataset, check_uniform
+from medseg_reg.data.preprocessing import ImageSpec, intensity_limits
+from medseg_reg.data.sampling import BatchSampler, SamplingSpec
+from medseg_reg.data.splits import Splits
+from medseg_reg.data.store import SliceStore
+from medseg_reg.errors import MedsegError
+
+Position = dict[str, int]
+
+
+class TrainingLoader(DataLoader[dict[str, Any]]):
+    """A loader that knows how far it is, so that a run goes on exactly where it stopped.
+
+    The position counts batches handed out, not batches that workers have prepared ahead.
+    """
+
+    def __init__(
+        self, dataset: SliceDataset, batches: BatchSampler, workers: int, position: Position
+    ) -> None:
+        self.position, self.batches = position, batches
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=quiet_worker,
+            # Its own generator: a loader otherwise draws from torch's global one at each epoch.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.position["batch"] >= len(self):
+            self.position.update(epoch=self.position["epoch"] + 1, batch=0)
+        self.batches.epoch, self.batches.start = self.position["epoch"], self.position["batch"]
+        for batch in super().__iter__():
+            self.position["batch"] += 1
+            yield batch
+
+    def state_dict(self) -> Position:
+        """Return the position; by this method Lightning knows that the loader can go on."""
+        return dict(self.position)
+
+    def load_state_dict(self, state: Position) -> None:
+        """Go on at a position."""
+        self.position.update(state)
+
+
+def quiet_worker(_: int) -> None:
+    """Keep a worker process to one core: several workers with several threads each are slower."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+class SliceDataModule(L.LightningDataModule):
+    """Training and validation loaders over one split of a slice store.
+
+    Args:
+        store: the slice store.
+        splits: which cases are trained on, validated on and tested on.
+        image: window, size and fit.
+        sampling: which slices an epoch shows.
+        augmentation: pairs of a transform's name and its arguments.
+        batch_size: samples in a batch of one process.
+        workers: loader processes; 0 loads in the training process.
+        seed: seed of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        splits: Splits,
+        *,
+        image: ImageSpec,
+        sampling: SamplingSpec,
+        augmentation: Sequence[tuple[str, dict[str, Any]]],
+        batch_size: int,
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.store, self.splits = store, splits
+        self.sampling, self.batch_size, self.workers, self.seed = (
+            sampling,
+            batch_size,
+            workers,
+            seed,
+        )
+        used = (*splits.train, *splits.val, *splits.test)
+        self.position: Position = {"epoch": 0, "batch": 0}
+        self.channels = check_uniform(store, used, image)
+        intensity_limits(image, store, used[0])
+        self.train = SliceDataset(
+            store, splits.train, image, Augmentation(augmentation), splits.train_slices
+        )
+        self.val = SliceDataset(store, splits.val, image)
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Return the training batches of this process."""
+        try:
+            batches = BatchSampler(
+                self.train.foreground,
+                self.sampling,
+                self.seed,
+                self.batch_size,
+                *self._rank_and_world(),
+            )
+        except ValueError as error:
+            raise MedsegError(
+                f"{self.store.path}: data.sampling.policy '{self.sampling.policy}': {error}."
+            ) from None
+        return TrainingLoader(self.train, batches, self.workers, self.position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data, for checkpoints.
+
+        Lightning restores the state of a loader only in the middle of an epoch; without this, a
+        run resumed between epochs would repeat the order of the first.
+        """
+        return dict(self.position)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a position."""
+        self.position.update(state_dict)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the validation batches of this process: every slice once, over all processes."""
+        rank, world = self._rank_and_world()
+        own = list(range(rank, len(self.val), world))
+        batches = [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
+        return DataLoader(
+            self.val,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            worker_init_fn=quiet_worker,
+            generator=torch.Generator(),
+        )
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,0 +1,71 @@
+"""The contact sheet of a slice store: a person sees in a second whether masks fit images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from medseg_reg.data.store import SliceStore
+from medseg_reg.files import replacing
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TILE = 192
+COLUMNS = 6
+MAX_TILES = 48
+OUTLINES = ((255, 64, 64), (64, 200, 255), (120, 255, 120), (255, 200, 40), (230, 120, 255))
+
+
+def write_overview(store: SliceStore, path: Path) -> None:
+    """Draw one slice of each case, the one with most foreground, with the outline of its mask.
+
+    More than 48 cases are thinned out evenly.
+    """
+    rows = store.manifest.cases
+    chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, MAX_TILES).astype(int))]
+    columns = min(COLUMNS, len(chosen))
+    sheet = Image.new("RGB", (columns * TILE, -(-len(chosen) // columns) * TILE))
+    for index, row in enumerate(chosen):
+        number = int(np.argmax(row.foreground)) if any(row.foreground) else row.slices // 2
+        tile = draw_slice(store.image(row.name)[number], store.mask(row.name)[number], TILE)
+        ImageDraw.Draw(tile).text((3, 2), f"{row.name} #{number}", fill=(255, 255, 0))
+        sheet.paste(tile, (index % columns * TILE, index // columns * TILE))
+    with replacing(path) as temporary:
+        sheet.save(temporary)
+
+
+def draw_slice(image: Array, mask: Array, size: int) -> Image.Image:
+    """Return one slice as a square picture of `size` pixels with the mask's outlines on it."""
+    picture = Image.fromarray(_to_gray(image)).convert("RGB")
+    scale = size / max(picture.size)
+    shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(shape, Image.Resampling.BILINEAR)
+    labels = np.asarray(Image.fromarray(mask).resize(shape, Image.Resampling.NEAREST))
+    pixels = np.array(picture)
+    for value in np.unique(labels[labels > 0]):
+        pixels[outline(labels == value)] = OUTLINES[(int(value) - 1) % len(OUTLINES)]
+    tile = Image.new("RGB", (size, size))
+    tile.paste(Image.fromarray(pixels), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return tile
+
+
+def outline(region: Array) -> Array:
+    """Return the pixels of a region that touch its outside by an edge."""
+    padded = np.pad(region, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return region & ~inner
+
+
+def _to_gray(image: Array) -> Array:
+    """Scale an image to 8 bits; HU by a window on soft tissue, other data by percentiles."""
+    if image.dtype == np.uint8:
+        return image
+    values = image.astype(np.float32)
+    low, high = (-160.0, 240.0)
+    if image.dtype != np.int16 or values.min() >= -100:
+        low, high = (float(v) for v in np.percentile(values, (1, 99)))
+    scaled = (values - low) / max(high - low, 1e-6)
+    return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,250 @@
+"""Writing a slice store: atomic, resumable, idempotent.
+
+Everything is written into a hidden sibling, `.<name>.partial`, case by case; the row of a case
+is written last, so a row says that its arrays are whole. When all cases are there, the manifest
+is written and the folder is renamed to its final name in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+
+from medseg_reg.data.overview import write_overview
+from medseg_reg.data.store import IMAGE_DTYPES, CaseRow, Description, Manifest, SliceStore
+from medseg_reg.errors import MedsegError
+from medseg_reg.files import read_json, require_writable, write_json
+from medseg_reg.io.geometry import Geometry
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Which files make a case; small, so it travels to a worker process.
+
+    Attributes:
+        name: the case's name in the store, letters, digits, dot, dash and underscore.
+        group: the patient or video; one group never lies in two parts of a split.
+        files: every file that the case is made from.
+        part: the official part of the data set that the case belongs to, if it has one.
+        details: what the reader of this kind of source needs besides.
+    """
+
+    name: str
+    group: str
+    files: tuple[Path, ...]
+    part: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CaseArrays:
+    """What a reader makes of a `CaseSource`.
+
+    Attributes:
+        image: (S, H, W) or (S, H, W, C); int16 in HU, uint8, or float32.
+        mask: (S, H, W) uint8, the value is the index of the class.
+        geometry: the grid, for volumes.
+        slice_names: the names of the frames, for images.
+        notes: what a person should know of this case.
+    """
+
+    image: Array
+    mask: Array
+    geometry: Geometry | None = None
+    slice_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class StoreWriter:
+    """A slice store in the making.
+
+    Args:
+        out: the store's final path.
+        description: what the data are.
+        settings: everything that decides what is written; a store made with other settings is
+            never overwritten or continued.
+    """
+
+    def __init__(self, out: Path, description: Description, settings: dict[str, Any]) -> None:
+        self.out = out
+        self.partial = out.parent / f".{out.name}.partial"
+        self.description = description
+        self.settings = settings
+
+    def finished(self) -> SliceStore | None:
+        """Return the store if it is there already, made with the same settings."""
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return None
+        if not (self.out / "manifest.json").exists():
+            raise MedsegError(
+                f"{self.out}: exists and is not a slice store. Choose another --out; nothing "
+                "was touched."
+            )
+        store = SliceStore(self.out)
+        if store.manifest.settings != self.settings:
+            raise MedsegError(
+                f"{self.out}: was made with other settings or sources "
+                f"({_difference(store.manifest.settings, self.settings)}). Choose another --out, "
+                "or delete it first."
+            )
+        return store
+
+    def begin(self) -> None:
+        """Open the partial folder, or go on with the one that an interrupted run left."""
+        require_writable(self.out.parent)
+        settings = self.partial / "settings.json"
+        if settings.exists():
+            found = read_json(settings)
+            if found != self.settings:
+                raise MedsegError(
+                    f"{self.partial}: is left from a conversion with other settings or sources "
+                    f"({_difference(found, self.settings)}). Delete it, or use those settings."
+                )
+        for folder in ("images", "masks", "cases"):
+            require_writable(self.partial / folder)
+        write_json(settings, self.settings)
+
+    def has(self, name: str) -> bool:
+        """Whether a case is already written whole."""
+        return (self.partial / "cases" / f"{name}.json").exists()
+
+    def write(self, source: CaseSource, arrays: CaseArrays, source_sha256: str) -> CaseRow:
+        """Check and write one case; may run in a worker process."""
+        check_arrays(source.name, arrays, len(self.description.classes))
+        image = np.ascontiguousarray(arrays.image)
+        mask = np.ascontiguousarray(arrays.mask)
+        # Hashing lets go of the interpreter, so it runs beside the writing.
+        with ThreadPoolExecutor(2) as pool:
+            image_sha256 = pool.submit(npy_sha256, image)
+            mask_sha256 = pool.submit(npy_sha256, mask)
+            _save(self.partial / "images" / f"{source.name}.npy", image)
+            _save(self.partial / "masks" / f"{source.name}.npy", mask)
+            row = CaseRow(
+                name=source.name,
+                group=source.group,
+                part=source.part,
+                shape=image.shape,
+                dtype=image.dtype.name,
+                geometry=arrays.geometry,
+                slice_names=arrays.slice_names,
+                foreground=tuple(int(np.count_nonzero(one)) for one in mask),
+                slice_hashes=_slice_hashes(image),
+                sources=tuple(file.name for file in source.files),
+                source_sha256=source_sha256,
+                image_sha256=image_sha256.result(),
+                mask_sha256=mask_sha256.result(),
+                notes=arrays.notes,
+            )
+        write_json(self.partial / "cases" / f"{source.name}.json", row.model_dump(mode="json"))
+        return row
+
+    def publish(self, names: list[str]) -> SliceStore:
+        """Write manifest and overview, flush all to disk, and give the store its final name."""
+        rows = [
+            CaseRow.model_validate(read_json(self.partial / "cases" / f"{name}.json"))
+            for name in names
+        ]
+        manifest = Manifest(description=self.description, settings=self.settings, cases=tuple(rows))
+        write_json(self.partial / "manifest.json", manifest.model_dump(mode="json"))
+        write_overview(SliceStore(self.partial), self.partial / "overview.png")
+        shutil.rmtree(self.partial / "cases")
+        (self.partial / "settings.json").unlink()
+        for file in self.partial.rglob("*.npy"):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if self.out.exists():
+            self.out.rmdir()
+        os.replace(self.partial, self.out)
+        return SliceStore(self.out)
+
+    def discard_if_empty(self) -> None:
+        """Leave nothing behind when not one case was written."""
+        cases = self.partial / "cases"
+        if cases.exists() and not any(cases.iterdir()):
+            shutil.rmtree(self.partial)
+
+
+def check_arrays(name: str, arrays: CaseArrays, classes: int) -> None:
+    """Refuse arrays that a store must not hold; the error names the case."""
+    image, mask = arrays.image, arrays.mask
+    if image.ndim not in (3, 4) or mask.shape != image.shape[:3] or 0 in image.shape:
+        raise MedsegError(
+            f"case {name}: image {image.shape} and mask {mask.shape} do not lie on one grid of "
+            "(slices, rows, columns). Check that they belong together."
+        )
+    if image.dtype.name not in IMAGE_DTYPES or mask.dtype != np.uint8:
+        raise TypeError(f"case {name}: image is {image.dtype}, mask is {mask.dtype}")
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        bad = int(image.size - np.count_nonzero(np.isfinite(image)))
+        raise MedsegError(
+            f"case {name}: {bad} pixels of the image are NaN or infinite. Repair the source, or "
+            "leave the case out with --skip."
+        )
+    top = int(mask.max())
+    if top >= classes:
+        values = [int(value) for value in np.unique(mask)]
+        raise MedsegError(
+            f"case {name}: the mask holds the labels {values}, but the declared classes are "
+            f"0 to {classes - 1}. Declare all classes, or repair the mask."
+        )
+
+
+def _save(path: Path, array: Array) -> None:
+    """Write a contiguous array as .npy by a temporary file."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def npy_sha256(array: Array) -> str:
+    """Return the SHA-256 of the .npy file that a contiguous array is written to."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256(header.getvalue())
+    digest.update(memoryview(array).cast("B"))
+    return digest.hexdigest()
+
+
+def _slice_hashes(image: Array) -> tuple[str | None, ...]:
+    """Return a fingerprint of each slice; None where it is one flat value and so says nothing.
+
+    Two checksums of 32 bits each: they find equal slices at the speed of memory, and are no
+    protection against forgery, which `image_sha256` is.
+    """
+    return tuple(None if _is_flat(one) else _fingerprint(one) for one in image)
+
+
+def _is_flat(one: Array) -> bool:
+    first = one.flat[0]
+    return bool((one == first).all())
+
+
+def _fingerprint(one: Array) -> str:
+    data = memoryview(one).cast("B")
+    return f"{isal_zlib.crc32(data):08x}{isal_zlib.adler32(data):08x}"
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    shown = [f"{k}: {_short(found.get(k))}, now {_short(wanted.get(k))}" for k in keys]
+    return "; ".join(shown)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

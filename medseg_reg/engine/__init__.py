@@ -1,0 +1,1 @@
+"""Training: what Lightning's trainer is given, exact resume, and the run directory."""

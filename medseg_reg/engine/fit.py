@@ -1,0 +1,213 @@
+"""One training run, from a configuration to a finished run directory."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+import warnings
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from medseg_reg.config import Config
+from medseg_reg.data.module import SliceDataModule
+from medseg_reg.data.splits import make_splits
+from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.checkpoint import (
+    BEST,
+    AtomicCheckpointIO,
+    RunCheckpoint,
+    save_weights,
+    usable_checkpoint,
+)
+from medseg_reg.engine.metrics_table import MetricsTable
+from medseg_reg.engine.module import SegmentationModule
+from medseg_reg.engine.network import build_run_network
+from medseg_reg.engine.precision import choose_precision
+from medseg_reg.engine.progress import EpochBar
+from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+from medseg_reg.engine.signals import StopRequest
+from medseg_reg.errors import MedsegError
+from medseg_reg.files import replacing, write_json
+from medseg_reg.insertion import measure
+from medseg_reg.losses import MixedLoss
+from medseg_reg.networks.build import check_input_size, parameter_count
+
+
+def fit(config: Config) -> RunDirectory:
+    """Train, or go on where an interrupted run stopped; a finished run is left as it is.
+
+    Raises:
+        MedsegError: something in configuration, data or run directory is wrong.
+        Interrupted: a signal asked to stop; a checkpoint is kept.
+    """
+    run = RunDirectory(config.run_path)
+    store = SliceStore(config.data.store)
+    run_exists = (run.path / "splits.json").exists()
+    splits = run.splits(store) or make_splits(store, config.data.split)
+    data = SliceDataModule(
+        store,
+        splits,
+        image=config.data.image,
+        sampling=config.data.sampling,
+        augmentation=[(a.name, a.arguments) for a in config.regularization.data],
+        batch_size=config.data.batch_size,
+        workers=config.data.workers,
+        seed=config.seed,
+    )
+    facts = DataFacts.of(store, data.channels)
+    _seed_everything(config.seed)
+    network, placements = build_run_network(config, facts)
+    example = data.train[0]["image"][None]
+    check_input_size(network, tuple(example.shape[2:]), config.network.norm, config.data.batch_size)
+    if placements:
+        measure(network, example, placements)
+    run.prepare(config)
+    if run_exists:
+        run.require_data(store)
+    if run.finished:
+        return run
+    splits.write(run.path / "splits.json")
+    write_json(run.path / "data.json", facts.model_dump(mode="json"))
+    write_json(run.path / "placement.json", [p.as_dict() for p in placements])
+    module = SegmentationModule(
+        network, _loss(config, len(facts.classes)), config, splits.val, len(facts.classes)
+    )
+    _train(run, config, module, data)
+    return run
+
+
+def _train(
+    run: RunDirectory, config: Config, module: SegmentationModule, data: SliceDataModule
+) -> None:
+    if config.training.channels_last:
+        module.network.to(memory_format=torch.channels_last)
+    with StopRequest() as stop:
+        saving = RunCheckpoint(
+            run.checkpoints,
+            MetricsTable(run.path / "metrics.csv"),
+            stop,
+            config.training.checkpoint_minutes,
+        )
+        trainer = make_trainer(run, config, saving)
+        if trainer.is_global_zero:
+            run.write_environment(
+                precision=str(trainer.precision),
+                devices=trainer.num_devices * trainer.num_nodes,
+                parameters=parameter_count(module.network),
+                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            )
+        checkpoint = usable_checkpoint(run.checkpoints)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        _keep_weights(run, config, module)
+    trainer.strategy.barrier()
+
+
+def _keep_weights(run: RunDirectory, config: Config, module: SegmentationModule) -> None:
+    best = run.checkpoints / BEST
+    if config.regularization.optimization.select == "best" and best.exists():
+        with replacing(run.weights) as temporary:
+            shutil.copyfile(best, temporary)
+    else:
+        save_weights(module.network, run.weights)
+
+
+def make_trainer(run: RunDirectory, config: Config, saving: RunCheckpoint) -> L.Trainer:
+    """Return Lightning's trainer for a run."""
+    spec, optimization = config.training, config.regularization.optimization
+    accelerator = _accelerator(spec.accelerator)
+    callbacks: list[Callback] = [saving]
+    if optimization.early_stopping is not None:
+        stopping = optimization.early_stopping
+        callbacks.append(
+            EarlyStopping(
+                stopping.monitor,
+                min_delta=stopping.min_delta,
+                patience=stopping.patience,
+                mode="min" if stopping.monitor == "val_loss" else "max",
+            )
+        )
+    if spec.progress:
+        callbacks.append(EpochBar())
+    _quieten()
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=spec.devices,
+        num_nodes=spec.num_nodes,
+        strategy="ddp" if spec.devices * spec.num_nodes > 1 else "auto",
+        precision=choose_precision(spec.precision, accelerator),
+        max_epochs=spec.epochs,
+        accumulate_grad_batches=spec.accumulate,
+        gradient_clip_val=optimization.gradient_clip,
+        check_val_every_n_epoch=spec.validate_every,
+        deterministic=spec.deterministic,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=TensorBoardLogger(run.path, name="", version="tensorboard"),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        enable_progress_bar=spec.progress,
+        enable_model_summary=False,
+    )
+
+
+def _accelerator(wanted: str) -> str:
+    if wanted == "gpu":
+        wanted = "cuda"
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        raise MedsegError(
+            f"training.accelerator '{wanted}': this machine has none that torch can use. "
+            "Use 'auto' or 'cpu'."
+        )
+    return wanted
+
+
+def _loss(config: Config, classes: int) -> MixedLoss:
+    error = config.regularization.error
+    weights = error.class_weights
+    if weights is not None and len(weights) != classes:
+        raise MedsegError(
+            f"regularization.error.class_weights: {len(weights)} weights for {classes} classes. "
+            "Give one for each, the background first."
+        )
+    return MixedLoss(
+        error.ce,
+        error.dice,
+        error.ssim,
+        class_weights=weights,
+        label_smoothing=error.label_smoothing,
+    )
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _quieten() -> None:
+    """Leave out Lightning's advertisements and advice that does not apply here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",
+        ".*not pin.*",
+    ):
+        warnings.filterwarnings("ignore", text)

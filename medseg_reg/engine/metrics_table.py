@@ -1,0 +1,45 @@
+"""metrics.csv: one row an epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from medseg_reg.files import write_text
+
+COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice", "val_iou", "lr", "seconds")
+
+
+class MetricsTable:
+    """The table of a run. Its rows are kept in the checkpoints, the file is a view of them.
+
+    So a run that was killed and resumed has each epoch once.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, epoch: int, scores: dict[str, float], seconds: float) -> None:
+        """Add an epoch and write the file anew."""
+        self.rows = [row for row in self.rows if row["epoch"] < epoch]
+        self.rows.append({"epoch": epoch, **scores, "seconds": round(seconds, 3)})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, float]]:
+        """Read a table; scores of epochs that were not validated are absent."""
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                {key: float(value) for key, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]

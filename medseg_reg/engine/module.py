@@ -1,0 +1,147 @@
+"""The training and validation steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from medseg_reg.config import Config
+from medseg_reg.data.dataset import SliceDataset
+from medseg_reg.engine.schedule import learning_rate_factor
+from medseg_reg.errors import MedsegError
+from medseg_reg.losses import MixedLoss
+from medseg_reg.metrics import confusion_counts, dice, iou
+from medseg_reg.networks.build import predicted_labels
+
+
+class SegmentationModule(L.LightningModule):
+    """A network, its loss, and the scores of its validation.
+
+    Validation scores are per case, from counts summed over all its slices, at the network's
+    resolution; the final evaluation scores at the resolution of the source.
+
+    Args:
+        network: maps images (B, C, H, W) to logits (B, K, H, W).
+        loss: the loss of logits and labels.
+        config: the run's configuration.
+        val_cases: names of the validation cases, in the order of their indices.
+        classes: number of classes, the background counted.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: MixedLoss,
+        config: Config,
+        val_cases: Sequence[str],
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.config = network, loss, config
+        self.classes = classes
+        self.val_cases = list(val_cases)
+        self.epoch_scores: dict[str, float] = {}
+        # Sums of float64: kept in checkpoints, so that an epoch may be resumed in its middle.
+        self.train_loss = torch.zeros(2, dtype=torch.float64)
+        self.val_loss = torch.zeros(2, dtype=torch.float64)
+        self.val_counts = torch.zeros(0)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer; decay applies to convolutions' weights alone."""
+        spec, decay = self.config.optimizer, self.config.regularization.penalty.weight_decay
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "weight_decay": decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        if spec.name == "sgd":
+            nesterov = spec.nesterov and spec.momentum > 0
+            return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov)
+        kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+        return kind(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of this batch."""
+        done = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        factor = learning_rate_factor(self.config.schedule, done, self.config.training.epochs)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.config.optimizer.lr * factor
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; stop the run if it is not a number."""
+        loss = self.loss(self.network(self._image(batch)), batch["mask"])
+        if not torch.isfinite(loss):
+            raise MedsegError(self._not_finite(batch, float(loss)))
+        self.train_loss += torch.tensor([float(loss.detach()), 1.0], dtype=torch.float64)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch; not called when one is resumed in its middle."""
+        self.train_loss.zero_()
+        self.epoch_scores = {}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        self.val_loss.zero_()
+        shape = (len(self.val_cases), self.classes, 3)
+        self.val_counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add the counts of a batch of slices to those of their cases."""
+        logits = self.network(self._image(batch))
+        size = len(batch["mask"])
+        loss = float(self.loss(logits, batch["mask"]))
+        self.val_loss += torch.tensor([loss * size, size], dtype=torch.float64)
+        counts = confusion_counts(predicted_labels(logits), batch["mask"], self.classes)
+        self.val_counts.index_add_(0, batch["case"], counts)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score each case, and log the mean over cases and classes without the background."""
+        counts, loss = self.val_counts, self.val_loss
+        if self.trainer.world_size > 1:
+            counts = self.all_gather(counts).sum(dim=0)
+            loss = self.all_gather(loss.float().to(self.device)).sum(dim=0).cpu()
+        empty = self.config.evaluation.empty
+        self.epoch_scores = {
+            "val_loss": float(loss[0] / loss[1]),
+            "val_dice": float(dice(counts, empty)[:, 1:].nanmean()),
+            "val_iou": float(iou(counts, empty)[:, 1:].nanmean()),
+        }
+        for name, value in self.epoch_scores.items():
+            self.log(name, value, prog_bar=name == "val_dice")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss and the learning rate."""
+        self.epoch_scores["train_loss"] = float(self.train_loss[0] / self.train_loss[1])
+        self.epoch_scores["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        for name in ("train_loss", "lr"):
+            self.log(name, self.epoch_scores[name], prog_bar=name == "train_loss")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of an unfinished epoch."""
+        checkpoint["train_loss"] = self.train_loss.clone()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of an unfinished epoch."""
+        self.train_loss = checkpoint["train_loss"].clone()
+
+    def _image(self, batch: dict[str, Any]) -> Tensor:
+        image: Tensor = batch["image"]
+        if self.config.training.channels_last:
+            return image.contiguous(memory_format=torch.channels_last)
+        return image
+
+    def _not_finite(self, batch: dict[str, Any], loss: float) -> str:
+        dataset: SliceDataset = self.trainer.datamodule.train  # type: ignore[attr-defined]
+        pairs = zip(batch["case"].tolist(), batch["slice"].tolist(), strict=True)
+        shown = ", ".join(f"{dataset.cases[case]} #{number}" for case, number in pairs)
+        return (
+            f"epoch {self.current_epoch}: the loss is {loss} on the slices {shown}. "
+            "Lower optimizer.lr, set regularization.optimization.gradient_clip, or use "
+            "training.precision=32. The last checkpoint is kept."
+        )

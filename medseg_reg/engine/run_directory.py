@@ -1,0 +1,209 @@
+"""The run directory: everything about one training run, enough to predict from by itself.
+
+config.yaml           the configuration, every default written out
+environment.json      versions, processor, precision, times
+data.json             classes, channels and origin of the data
+splits.json           which cases were trained on, validated on, tested on
+placement.json        every regularizer: place, class, rate asked for and rate measured
+metrics.csv           one row an epoch
+checkpoints/          last and previous state, for an exact resume
+weights.safetensors   the trained network; its presence says that training is done
+evaluation/           per_case.csv, per_slice.csv
+summary.json, panels.png, curves.png
+tensorboard/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from medseg_reg.config import Config, load_config
+from medseg_reg.data.splits import Splits, read_splits
+from medseg_reg.data.store import SliceStore
+from medseg_reg.errors import MedsegError
+from medseg_reg.files import read_json, require_writable, write_json, write_text
+
+PACKAGES = (
+    "medseg-reg",
+    "torch",
+    "lightning",
+    "monai",
+    "numpy",
+    "albumentations",
+    "opencv-python-headless",
+    "pydicom",
+    "nibabel",
+    "SimpleITK",
+    "scipy",
+)
+
+
+class DataFacts(BaseModel):
+    """What a trained network must know of its data to be used without them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    unit: str
+    modality: str
+    citation: str
+    licence: str
+    manifest_sha256: str
+
+    @classmethod
+    def of(cls, store: SliceStore, channels: int) -> DataFacts:
+        """Gather the facts from a store."""
+        about = store.manifest.description
+        return cls(
+            name=about.name,
+            classes=about.classes,
+            channels=channels,
+            unit=about.unit,
+            modality=about.modality,
+            citation=about.citation,
+            licence=about.licence,
+            manifest_sha256=manifest_hash(store),
+        )
+
+
+def manifest_hash(store: SliceStore) -> str:
+    """Return a hash of everything a store holds (its manifest has the hashes of the arrays)."""
+    return hashlib.sha256((store.path / "manifest.json").read_bytes()).hexdigest()
+
+
+class RunDirectory:
+    """A run directory; the constructor only holds the path.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training is done."""
+        return self.weights.exists()
+
+    def prepare(self, config: Config) -> None:
+        """Make the directory, or go on with one that an interrupted run left.
+
+        Raises:
+            MedsegError: the directory cannot be written to, holds a run with other settings, or
+                holds other files.
+        """
+        existing = self.path / "config.yaml"
+        if existing.exists():
+            self._require_same(config, existing)
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise MedsegError(
+                f"{self.path}: exists and is not a run directory. Choose another with "
+                "`run=DIR`; nothing was touched."
+            )
+        require_writable(self.path)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_text(existing, config.to_yaml())
+
+    def _require_same(self, config: Config, existing: Path) -> None:
+        found = _flat(yaml.safe_load(existing.read_text(encoding="utf-8")))
+        wanted = _flat(yaml.safe_load(config.to_yaml()))
+        # What changes neither weights nor scores may differ between a run and its resume.
+        free = {"data.workers", "training.progress", "training.checkpoint_minutes", "run"}
+        keys = [
+            key
+            for key in sorted(found.keys() | wanted.keys())
+            if key not in free and found.get(key) != wanted.get(key)
+        ]
+        if keys:
+            shown = "; ".join(f"{k}: {found.get(k)}, now {wanted.get(k)}" for k in keys[:4])
+            raise MedsegError(
+                f"{self.path}: holds a run with other settings ({shown}). Choose another "
+                "directory with `run=DIR`, or delete this one."
+            )
+
+    def config(self) -> Config:
+        """Read the configuration of the run."""
+        if not (self.path / "config.yaml").exists():
+            raise MedsegError(
+                f"{self.path}: is not a run directory (no config.yaml). "
+                "`python -m medseg_reg.train --config FILE` makes one."
+            )
+        return load_config(self.path / "config.yaml")
+
+    def data_facts(self) -> DataFacts:
+        """Read what the run knows of its data."""
+        return DataFacts.model_validate(read_json(self.path / "data.json"))
+
+    def splits(self, store: SliceStore) -> Splits | None:
+        """Read the split of the run, if it has been made."""
+        path = self.path / "splits.json"
+        return read_splits(path, store) if path.exists() else None
+
+    def require_data(self, store: SliceStore) -> None:
+        """Refuse a store that is not the one that the run was trained on."""
+        if self.data_facts().manifest_sha256 != manifest_hash(store):
+            raise MedsegError(
+                f"{store.path}: has changed since {self.path} was trained on it, so its scores "
+                "would not be this run's. Restore it, or train again into another directory."
+            )
+
+    def write_environment(self, **more: Any) -> None:
+        """Note what the run ran on."""
+        write_json(self.path / "environment.json", {**environment(), **more})
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, processor and accelerator, as plain types."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(content, dict) and content:
+        items = content.items()
+    elif isinstance(content, list) and any(isinstance(item, dict) for item in content):
+        items = dict(enumerate(content)).items()
+    else:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -1,0 +1,98 @@
+"""Files that are written whole or not at all, and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medseg_reg.errors import MedsegError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block succeeds.
+
+    The data are flushed to the disk before the rename, so after a crash or a power cut the
+    file is the old one or the new one, never half of one. The suffix is kept, because writers
+    of images choose their format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; numbers that JSON cannot hold are an error."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MedsegError(f"{path}: does not exist.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MedsegError(f"{path}: is not valid JSON ({error}).") from None
+
+
+def sha256_of(*paths: Path) -> str:
+    """Return the SHA-256 of the contents of the files, one after the other, as hex digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse to start a job whose output of `size` bytes does not fit on the disk of `folder`."""
+    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise MedsegError(
+            f"{folder}: {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on its "
+            "disk. Free some space, or choose a folder on another disk."
+        )
+
+
+def require_writable(folder: Path) -> None:
+    """Create a folder if needed and prove that files can be made in it, before hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MedsegError(
+            f"{folder}: cannot be written to ({error.strerror}). Choose another folder."
+        ) from None

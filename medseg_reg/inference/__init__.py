@@ -1,0 +1,1 @@
+"""A trained network at work: prediction on the source grid, scores, pictures."""

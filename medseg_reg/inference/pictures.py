@@ -1,0 +1,81 @@
+"""Pictures of a run: its learning curves, and its best, median and worst case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib import pyplot
+
+from medseg_reg.data.overview import draw_slice
+from medseg_reg.data.store import SliceStore
+from medseg_reg.files import replacing
+from medseg_reg.inference.predictor import Predictor
+
+PIXELS = 480
+
+
+def write_curves(metrics: Path, path: Path) -> None:
+    """Draw losses, and scores of the validation, over the epochs."""
+    table = pd.read_csv(metrics)
+    seaborn.set_theme(style="whitegrid", palette="colorblind")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    groups = (
+        (left, "loss", {"train_loss": "training", "val_loss": "validation"}),
+        (right, "score", {"val_dice": "DICE", "val_iou": "IoU"}),
+    )
+    for axes, label, columns in groups:
+        for column, name in columns.items():
+            known = table[["epoch", column]].dropna()
+            axes.plot(known["epoch"] + 1, known[column], label=name, marker=".", markersize=4)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.legend()
+    right.set(ylim=(0, 1), title="validation, mean over cases and classes")
+    known = table[["epoch", "val_dice"]].dropna()
+    if len(known):
+        best = known.loc[known["val_dice"].idxmax()]
+        right.axvline(best["epoch"] + 1, color="gray", linewidth=1, linestyle=":")
+        left.set(title=f"best epoch {int(best['epoch']) + 1}, DICE {best['val_dice']:.3f}")
+    _save(figure, path)
+
+
+def write_panels(
+    store: SliceStore, predictor: Predictor, per_case: pd.DataFrame, path: Path
+) -> None:
+    """Draw image, truth and prediction of the best, the median and the worst case.
+
+    Shown is the slice with most foreground in the truth.
+    """
+    scores = per_case.groupby("case", sort=False)["dice"].mean().dropna().sort_values()
+    if scores.empty:
+        scores = per_case.groupby("case", sort=False)["dice"].size()
+    chosen = {"worst": 0, "median": len(scores) // 2, "best": len(scores) - 1}
+    figure, grid = pyplot.subplots(3, 3, figsize=(9, 9.6), layout="constrained")
+    for line, (label, position) in zip(grid, reversed(chosen.items()), strict=True):
+        case = str(scores.index[position])
+        row = store.row(case)
+        number = int(np.argmax(row.foreground))
+        image, truth = store.image(case), store.mask(case)[number]
+        predicted = predictor.labels_of_slice(image, number, case)
+        empty = np.zeros_like(truth)
+        titles = ("image", "truth", "prediction")
+        for axes, mask, title in zip(line, (empty, truth, predicted), titles, strict=True):
+            axes.imshow(np.asarray(draw_slice(image[number], mask, PIXELS)))
+            axes.set_axis_off()
+            axes.set_title(title, fontsize=9)
+        score = float(scores.iloc[position])
+        line[0].set_title(f"{label}: {case} #{number}, case DICE {score:.3f}", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,88 @@
+"""Labels for whole volumes, slice by slice, at the resolution of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg_reg.data.preprocessing import Fit, ImageSpec, Limits, limits_of, scale_intensity
+from medseg_reg.errors import MedsegError
+from medseg_reg.networks.build import probabilities
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Predictor:
+    """Applies a network to images as they are stored, and gives labels on their own grid.
+
+    It computes in float32, so that scores do not depend on the processor's number formats, and
+    one batch of slices at a time, so that memory does not grow with the volume.
+
+    Args:
+        network: maps images (B, C, H, W) to logits (B, K, H, W); set to evaluation mode.
+        image: window, size and fit of the training.
+        channels: image channels that the network takes.
+        batch_size: slices in a batch.
+        device: where to compute; by default a GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image: ImageSpec,
+        channels: int,
+        batch_size: int = 8,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self.image, self.channels, self.batch_size = image, channels, batch_size
+
+    def labels(self, images: Array, name: str) -> Array:
+        """Return the labels (S, H, W) uint8 of images (S, H, W) or (S, H, W, C).
+
+        Args:
+            images: int16 in HU, uint8, or float32, as in a slice store; may be memory-mapped.
+            name: stands in errors.
+
+        Raises:
+            MedsegError: the images have other channels than the network takes, or need a
+                window that the training did not have.
+        """
+        result = np.empty(images.shape[:3], dtype=np.uint8)
+        for start, scores in self._batches(images, name):
+            result[start : start + len(scores)] = scores.argmax(dim=1).to(torch.uint8).cpu()
+        return result
+
+    def labels_of_slice(self, images: Array, number: int, name: str) -> Array:
+        """Return the labels (H, W) of one slice; its intensities are scaled as its volume's."""
+        limits = limits_of(self.image, images, name)
+        for _, scores in self._batches(images[number : number + 1], name, limits):
+            return scores.argmax(dim=1).to(torch.uint8).cpu().numpy()[0]
+        raise IndexError(f"{name}: has no slice {number}")
+
+    def _batches(
+        self, images: Array, name: str, limits: Limits | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of a first slice and class probabilities (B, K, H, W)."""
+        found = images.shape[3] if images.ndim == 4 else 1
+        if found != self.channels:
+            raise MedsegError(
+                f"{name}: has {found} image channels, the network takes {self.channels}."
+            )
+        limits = limits or limits_of(self.image, images, name)
+        rows, columns = images.shape[1:3]
+        fit = Fit.of(self.image, (rows, columns))
+        for start in range(0, len(images), self.batch_size):
+            block = images[start : start + self.batch_size]
+            scaled = [fit.image(scale_intensity(one, limits)) for one in block]
+            batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy())
+            with torch.inference_mode():
+                logits = self.network(batch.to(self.device))
+                yield start, fit.undo(probabilities(logits))

@@ -1,0 +1,19 @@
+"""Explicit places for regularizers in a network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Slot(nn.Sequential):
+    """A place where regularizers can be put; the identity while it is empty.
+
+    Regularizers have no parameters, so a network's state_dict has the same keys whether its
+    slots are filled or not. The place is named by the path of the module in the network, as in
+    `encoder.2.between_convs`.
+    """
+
+
+def slots(network: nn.Module) -> dict[str, Slot]:
+    """Return the slots of a network by the names of their places."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, Slot)}

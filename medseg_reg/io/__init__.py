@@ -1,0 +1,1 @@
+"""Readers and writers of medical volumes and images, and the grids they lie on."""

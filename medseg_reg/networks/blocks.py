@@ -1,0 +1,84 @@
+"""The blocks that the networks are made of: MONAI's layers, with slots between them."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.blocks import UpSample
+from monai.networks.layers.factories import Conv
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from torch import nn
+
+from medseg_reg.insertion.slots import Slot
+
+
+class ConvBlock(nn.Module):
+    """Two convolutions, each with normalization and activation.
+
+    conv - norm - activation - [between_convs] - conv - norm - [after_norm] - activation
+    - [after_block]
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: MONAI's name of the normalization, as `batch` or `instance`.
+        activation: MONAI's name of the activation.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: str, activation: str
+    ) -> None:
+        super().__init__()
+        conv = Conv[Conv.CONV, spatial_dims]
+        # A bias before batch or instance normalization is subtracted again.
+        biased = norm not in ("batch", "instance")
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1, bias=biased)
+        self.norm1 = get_norm_layer(_affine(norm), spatial_dims, out_channels)
+        self.act1 = get_act_layer(activation)
+        self.between_convs = Slot()
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=biased)
+        self.norm2 = get_norm_layer(_affine(norm), spatial_dims, out_channels)
+        self.after_norm = Slot()
+        self.act2 = get_act_layer(activation)
+        self.after_block = Slot()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to (B, out_channels, *spatial)."""
+        x = self.between_convs(self.act1(self.norm1(self.conv1(x))))
+        return self.after_block(self.act2(self.after_norm(self.norm2(self.conv2(x)))))
+
+
+class UpBlock(ConvBlock):
+    """Up-sampling by two, concatenation with the skip connection, then a `ConvBlock`.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the map from below.
+        skip_channels: channels of the skip connection.
+        out_channels: channels of the output.
+        norm: MONAI's name of the normalization.
+        activation: MONAI's name of the activation.
+        upsample: `deconv` (transposed convolution) or `nontrainable` (linear, then 1x1).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        norm: str,
+        activation: str,
+        upsample: str,
+    ) -> None:
+        super().__init__(spatial_dims, 2 * skip_channels, out_channels, norm, activation)
+        self.up = UpSample(spatial_dims, in_channels, skip_channels, mode=upsample)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        """Join a map from below with the skip connection of twice its size."""
+        return super().forward(torch.cat([skip, self.up(x)], dim=1))
+
+
+def _affine(norm: str) -> str | tuple[str, dict[str, bool]]:
+    """Give instance normalization its scale and shift, which torch leaves out by default."""
+    return ("instance", {"affine": True}) if norm == "instance" else norm

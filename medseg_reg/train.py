@@ -1,0 +1,56 @@
+"""Train a network, evaluate it, and leave everything in a run directory.
+
+    python -m medseg_reg.train --config configs/demo.yaml
+    python -m medseg_reg.train --config configs/pancreas.yaml seed=1 training.devices=2
+
+The same command again goes on where an interrupted run stopped, and leaves a finished run as it
+is. Any key of the configuration can be overridden: `key.sub=value`, `list.0.key=value`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from medseg_reg.config import Config, load_config
+from medseg_reg.engine.fit import fit
+from medseg_reg.errors import run_main
+from medseg_reg.inference.evaluation import evaluate, headline
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line, train, evaluate."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medseg_reg.train", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parsed = parser.parse_intermixed_args(arguments)
+    config = load_config(parsed.config, parsed.overrides)
+    make_phantom(config)
+    run = fit(config)
+    if rank_zero_only.rank == 0:
+        print(headline(run, evaluate(run)))
+
+
+def make_phantom(config: Config) -> None:
+    """Generate and convert the phantom of a configuration where its store is missing."""
+    spec, store = config.data.phantom, config.data.store
+    if spec is None or (store / "manifest.json").exists():
+        return
+    # Imported here: a run on real data needs no converter.
+    from data_prep.phantom import make_demo
+
+    make_demo(store, **spec.model_dump())
+
+
+def command() -> None:
+    """Run as the installed command `medseg-train`."""
+    run_main(main)
+
+
+if __name__ == "__main__":
+    command()

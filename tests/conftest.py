@@ -1,0 +1,31 @@
+"""What the tests of several folders share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(
+    os.environ.get("MEDSEG_REG_DATA")
+    or Path(__file__).resolve().parents[1].parent / "shared" / "data"
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Give the folder of a real data set by its name, or skip the test where it is absent.
+
+    The folder of all data sets is named by the environment variable MEDSEG_REG_DATA; without
+    it, `shared/data` beside the repository is looked at.
+    """
+
+    def folder(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.is_dir():
+            pytest.skip(f"real data: {path} is absent (set MEDSEG_REG_DATA to its parent)")
+        return path
+
+    return folder
