@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from medseg_reg.config_file import Lines, explain, read_yaml, with_overrides
+from medseg_reg.config_file import Lines, explain, read_yaml, with_overrides, write_yaml
 from medseg_reg.data.augment import check_augmentation
 from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.sampling import SamplingSpec
 from medseg_reg.data.splits import SplitSpec
 from medseg_reg.errors import MedsegError, run_main
-from medseg_reg.regularizers import regularizer_class
+from medseg_reg.regularizers import build
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -40,7 +40,18 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Closed(BaseModel):
     """A group of settings that refuses unknown keys and never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python, true is the number 1, so `epochs: yes` would train for one epoch.
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("a switch is no number or text")
+        return value
 
 
 class PhantomSpec(Closed):
@@ -78,7 +89,7 @@ class NetworkSpec(Closed):
 class AugmentationSpec(BaseModel):
     """One albumentations transform: its name, and its own arguments beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
 
     name: str
 
@@ -100,14 +111,21 @@ def _as_tuple(value: Any) -> Any:
 class LayerSpec(BaseModel):
     """One regularizer layer: its name, its places, its own parameters (`p` first) beside them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
 
     name: str
-    places: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("between_convs",)
+    places: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
+    ] = ("between_convs",)
 
     @model_validator(mode="after")
-    def _known(self) -> LayerSpec:
-        regularizer_class(self.name)
+    def _can_be_built(self) -> LayerSpec:
+        try:
+            build(self.name, **self.parameters)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}") from None
         return self
 
     @property
@@ -210,7 +228,11 @@ class TrainingSpec(Closed):
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = 30.0
     progress: bool = True
 
-    @field_validator("precision", mode="before")
+    @field_validator(
+        "precision",
+        mode="before",
+        json_schema_input_type=Literal["auto", "32", "bf16", "16", 32, 16],
+    )
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) else value
@@ -255,7 +277,7 @@ class Config(Closed):
 
     def to_yaml(self) -> str:
         """Return the resolved configuration, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -34,6 +35,25 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_StrictLoader` would not read as a text."""
+
+
+# YAML 1.1, which PyYAML follows, takes 1e-3 for a text: a float needs a dot and a sign there.
+for _kind in (_StrictLoader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
+
+def write_yaml(content: Any) -> str:
+    """Return plain types as YAML that `read_yaml` reads back as they are."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def read_yaml(path: Path) -> tuple[Any, Lines]:
     """Read a YAML file; return its content and the line on which each key stands.
 
@@ -49,36 +69,44 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
         raise MedsegError(f"{path}: does not exist.{nearest(str(path), others)}") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise MedsegError(f"{path}: is not a YAML text file.") from None
+    return _parse(text, str(path))
+
+
+def _parse(text: str, origin: str) -> tuple[Any, Lines]:
     try:
         loader = _StrictLoader(text)
         node = loader.get_single_node()
         lines: Lines = {}
-        _walk(node, (), lines, path)
+        _walk(node, (), lines, origin)
         return loader.construct_document(node) if node else None, lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise MedsegError(f"{where}: is not valid YAML: {problem}.") from None
+    except RecursionError:
+        raise MedsegError(f"{origin}: is not valid YAML: nested too deeply.") from None
+    except ValueError as error:  # a date such as 2020-13-45, a number of thousands of digits
+        raise MedsegError(f"{origin}: is not valid YAML: {error}.") from None
 
 
-def _walk(node: Node | None, key: Key, lines: Lines, path: Path) -> None:
+def _walk(node: Node | None, key: Key, lines: Lines, origin: str) -> None:
     if isinstance(node, MappingNode):
         for name, value in node.value:
             if not isinstance(name, ScalarNode):
-                raise MedsegError(f"{path}:{name.start_mark.line + 1}: a key must be plain text.")
+                raise MedsegError(f"{origin}:{name.start_mark.line + 1}: a key must be plain text.")
             child = (*key, name.value)
             if child in lines:
                 raise MedsegError(
-                    f"{path}:{name.start_mark.line + 1}: '{_dotted(child)}' is given a second "
+                    f"{origin}:{name.start_mark.line + 1}: '{_dotted(child)}' is given a second "
                     f"time (first in line {lines[child]}). Keep one."
                 )
             lines[child] = name.start_mark.line + 1
-            _walk(value, child, lines, path)
+            _walk(value, child, lines, origin)
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*key, index)] = value.start_mark.line + 1
-            _walk(value, (*key, index), lines, path)
+            _walk(value, (*key, index), lines, origin)
 
 
 def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
@@ -87,10 +115,7 @@ def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise MedsegError(f"override '{override}': expected key.sub=value, as in seed=1.")
-        try:
-            value = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
-            raise MedsegError(f"override '{override}': '{text}' is not a YAML value.") from None
+        value, _ = _parse(text, f"override '{override}'")
         content = _set(content, key.split("."), value, override)
     return content
 
@@ -137,13 +162,17 @@ def _mistake(mistake: Any, key: Key, model: type[BaseModel]) -> str:
         )
     if mistake["type"] == "missing":
         return f"'{name}' is missing. Add it."
-    text = str(mistake["msg"]).removeprefix("Value error, ")
+    text = str(mistake["msg"])
+    if mistake["type"] == "value_error":
+        text = text.removeprefix("Value error, ").removesuffix(".")
+    else:
+        text = text[:1].lower() + text[1:]
     found = mistake.get("input")
     shown = "" if isinstance(found, dict | BaseModel) else f" (found {found!r})"
     hint = ""
     if mistake["type"] == "literal_error" and isinstance(found, str):
         hint = nearest(found, mistake["ctx"]["expected"].replace("'", "").split(", "))
-    return f"'{name}': {text[:1].lower()}{text[1:]}{shown}.{hint}"
+    return f"'{name}': {text}{shown}.{hint}"
 
 
 def _written_key(location: tuple[str | int, ...], model: type[BaseModel]) -> Key:

@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MedsegError(f"{path}: does not exist.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise MedsegError(f"{path}: is not valid JSON ({error}).") from None
 
 

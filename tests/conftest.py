@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+# The tests' networks are tiny: a second thread only waits for the first.
+torch.set_num_threads(1)
 
 SHARED_DATA = Path(
     os.environ.get("MEDSEG_REG_DATA")

@@ -33,6 +33,15 @@ TRANSFORMS = (
     "VerticalFlip",
 )
 
+# Arguments that would give a mask other values than its classes, or a slice another size: what
+# may be written for them, and why nothing else.
+HARMLESS = {
+    "mask_interpolation": ((0, 6), "labels must not be mixed: 0 or 6, the nearest neighbour"),
+    "fill_mask": ((0, None), "what is filled in is background: 0"),
+    "fit_output": ((False,), "slices keep their size"),
+    "crop_border": ((False,), "slices keep their size"),
+}
+
 
 def _library() -> Any:
     # Imported on use: it takes a second, and asks the network for updates unless told not to.
@@ -60,6 +69,11 @@ def check_augmentation(name: str, arguments: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name} has no argument '{argument}'.{nearest(argument, known)} "
                 f"Known: {', '.join(known)}"
+            )
+        if argument in HARMLESS and arguments[argument] not in HARMLESS[argument][0]:
+            raise ValueError(
+                f"{name} with {argument} {arguments[argument]}: {HARMLESS[argument][1]}. Leave "
+                "it out"
             )
     _build(name, arguments)
 
@@ -101,6 +115,7 @@ class Augmentation:
         if changed.shape != image.shape:
             raise MedsegError(
                 f"augmentation changed the size of a slice from {image.shape[:2]} to "
-                f"{changed.shape[:2]}; RandomRotate90 and Transpose need square slices."
+                f"{changed.shape[:2]}; RandomRotate90, SquareSymmetry and Transpose need square "
+                "slices (data.image.size)."
             )
         return np.clip(changed, 0.0, 1.0, dtype=np.float32), labels

@@ -30,7 +30,7 @@ class ImageSpec(BaseModel):
             and pads, `crop` keeps its resolution and cuts or pads around the middle.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     window: Limits | None = None
     percentiles: Limits | None = None
@@ -98,12 +98,14 @@ class Fit:
 
     def image(self, image: Array) -> Array:
         """Fit a float image (H, W, C) with values from 0; what is padded is 0."""
-        if self.inner != self.source:
-            smaller = self.inner[0] * self.inner[1] < self.source[0] * self.source[1]
-            method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-            channels = image.shape[2]
-            image = cv2.resize(image, self.inner[::-1], interpolation=method)
-            image = image.reshape(*self.inner, channels)
+        # First what shrinks, then what grows: neither method is good at both, and a slice may
+        # shrink along one axis and grow along the other.
+        shrunk = (min(self.inner[0], self.source[0]), min(self.inner[1], self.source[1]))
+        for size, method in ((shrunk, cv2.INTER_AREA), (self.inner, cv2.INTER_LINEAR)):
+            if image.shape[:2] != size:
+                channels = image.shape[2]
+                image = cv2.resize(image, size[::-1], interpolation=method)
+                image = image.reshape(*size, channels)
         return self._cut_or_pad(image)
 
     def mask(self, mask: Array) -> Array:

@@ -52,11 +52,14 @@ def epoch_order(
         epoch: number of the epoch.
 
     Raises:
-        ValueError: the policy asks for foreground, or background, and no slice has it.
+        ValueError: there is no slice, or the policy asks for foreground, or background, and no
+            slice has it.
     """
     generator = np.random.default_rng([seed, epoch])
     flags = np.asarray(foreground, dtype=bool)
     with_foreground, without = np.flatnonzero(flags), np.flatnonzero(~flags)
+    if not len(flags):
+        raise ValueError("there is no training slice")
     if spec.policy != "all" and not len(with_foreground):
         raise ValueError("no training slice has foreground")
     if spec.policy == "all":

@@ -246,8 +246,8 @@ def _draw(store: SliceStore, spec: SplitSpec, seed: int) -> Splits:
     official = _official_test(store)
     if official and spec.test:
         raise MedsegError(
-            f"split.test is {spec.test:g}, but {store.path} has an official test part of "
-            f"{len(official)} cases, which is the test part. Leave split.test out."
+            f"data.split.test is {spec.test:g}, but {store.path} has an official test part of "
+            f"{len(official)} cases, which is the test part. Leave data.split.test out."
         )
     units, notes, dropped = [], [], []
     for name, cases in units_of(store).items():
@@ -302,8 +302,8 @@ def _folds(
     method = f"fold {fold} of {count}"
     if official and spec.val is not None:
         raise MedsegError(
-            f"split.val is {spec.val:g}, but {store.path} has an official test part, so the fold "
-            "validates. Leave split.val out."
+            f"data.split.val is {spec.val:g}, but {store.path} has an official test part, so the "
+            "fold validates. Leave data.split.val out."
         )
     if official:
         train = [unit for i, one in enumerate(folds) if i != fold for unit in one]
@@ -317,7 +317,7 @@ def _folds(
     if count < 3:
         raise MedsegError(
             "split.folds is 2: one fold tests, the next validates, none is left to train on. "
-            "Take 3 folds or more, or set split.val to a fraction."
+            "Take 3 folds or more, or set data.split.val to a fraction."
         )
     after = (fold + 1) % count
     train = [unit for i, one in enumerate(folds) if i not in (fold, after) for unit in one]
@@ -343,7 +343,7 @@ def _sizes(
         hint = " beside the official test part" if official else ""
         raise MedsegError(
             f"split: the fractions {shown} of train, val, test{hint} do not add up to 1. Leave "
-            "split.train out to train on the rest."
+            "data.split.train out to train on the rest."
         )
     needed = sum(value > 0 for value in fractions)
     if available < needed:
@@ -358,7 +358,7 @@ def _draw_slices(
     pool = [(case, number) for case in sorted(cases) for number in range(store.row(case).slices)]
     if wanted > len(pool):
         raise MedsegError(
-            f"split.train_frames is {wanted}, the training part has {len(pool)} slices. Lower "
+            f"data.split.train_frames is {wanted}, the training part has {len(pool)} slices. Lower "
             "it, or leave it out to use all."
         )
     # A stream of its own, so that the subset does not depend on how the cases were divided.

@@ -10,6 +10,8 @@ Arrays are memory-mapped and never changed in place.
 
 from __future__ import annotations
 
+import errno
+from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,9 @@ FORMAT = "medseg_reg slice store"
 VERSION = 1
 IMAGE_DTYPES = ("uint8", "int16", "float32")
 CASE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+# Each open map holds a file handle, of which a process often has 1024.
+MAX_OPEN_MAPS = 128
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -99,10 +104,10 @@ class SliceStore:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
-        self._maps: dict[Path, Array] = {}
+        self._maps: OrderedDict[Path, Array] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": OrderedDict()}
 
     @cached_property
     def rows(self) -> dict[str, CaseRow]:
@@ -135,8 +140,12 @@ class SliceStore:
 
     def _map(self, folder: str, row: CaseRow, shape: tuple[int, ...], dtype: str) -> Array:
         path = self.path / folder / f"{row.name}.npy"
-        if path not in self._maps:
+        if path in self._maps:
+            self._maps.move_to_end(path)
+        else:
             self._maps[path] = open_array(path, shape, dtype)
+            if len(self._maps) > MAX_OPEN_MAPS:
+                self._maps.popitem(last=False)
         return self._maps[path]
 
 
@@ -146,7 +155,12 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: str) -> Array:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MedsegError(f"{path}: is missing. Convert the data again.") from None
-    except (ValueError, EOFError, OSError) as error:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOMEM):
+            raise
+        raise MedsegError(f"{path}: cannot be read ({error}). Convert the data again.") from None
+    except Exception as error:
+        # NumPy parses the header as Python text, which fails in many ways when it is damaged.
         raise MedsegError(
             f"{path}: is damaged ({error}). Delete the store and convert the data again."
         ) from None

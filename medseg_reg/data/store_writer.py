@@ -139,7 +139,7 @@ class StoreWriter:
                 geometry=arrays.geometry,
                 slice_names=arrays.slice_names,
                 foreground=tuple(int(np.count_nonzero(one)) for one in mask),
-                slice_hashes=_slice_hashes(image),
+                slice_hashes=slice_hashes(image),
                 sources=tuple(file.name for file in source.files),
                 source_sha256=source_sha256,
                 image_sha256=image_sha256.result(),
@@ -220,7 +220,7 @@ def npy_sha256(array: Array) -> str:
     return digest.hexdigest()
 
 
-def _slice_hashes(image: Array) -> tuple[str | None, ...]:
+def slice_hashes(image: Array) -> tuple[str | None, ...]:
     """Return a fingerprint of each slice; None where it is one flat value and so says nothing.
 
     Two checksums of 32 bits each: they find equal slices at the speed of memory, and are no

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medseg_reg.data.store import CaseRow, SliceStore, open_array
-from medseg_reg.data.store_writer import _slice_hashes
+from medseg_reg.data.store_writer import slice_hashes
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import sha256_of
 from medseg_reg.io.geometry import Geometry, Plane, geometry_of
@@ -123,7 +123,7 @@ def _verify_image(store: SliceStore, row: CaseRow, image: Array) -> list[str]:
     odd = [
         number
         for number, (found, stated) in enumerate(
-            zip(_slice_hashes(np.ascontiguousarray(image)), row.slice_hashes, strict=False)
+            zip(slice_hashes(np.ascontiguousarray(image)), row.slice_hashes, strict=False)
         )
         if found != stated
     ]

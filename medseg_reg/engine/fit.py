@@ -209,5 +209,6 @@ def _quieten() -> None:
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",
         ".*not pin.*",
+        ".*isinstance.treespec, LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", text)

@@ -76,7 +76,7 @@ class SegmentationModule(L.LightningModule):
         """Return the loss of a batch; stop the run if it is not a number."""
         loss = self.loss(self.network(self._image(batch)), batch["mask"])
         if not torch.isfinite(loss):
-            raise MedsegError(self._not_finite(batch, float(loss)))
+            raise MedsegError(self._not_finite(batch, float(loss.detach())))
         self.train_loss += torch.tensor([float(loss.detach()), 1.0], dtype=torch.float64)
         return loss
 

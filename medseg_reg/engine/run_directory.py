@@ -61,6 +61,7 @@ class DataFacts(BaseModel):
     citation: str
     licence: str
     manifest_sha256: str
+    conversion: dict[str, Any]
 
     @classmethod
     def of(cls, store: SliceStore, channels: int) -> DataFacts:
@@ -75,6 +76,7 @@ class DataFacts(BaseModel):
             citation=about.citation,
             licence=about.licence,
             manifest_sha256=manifest_hash(store),
+            conversion=store.manifest.settings,
         )
 
 

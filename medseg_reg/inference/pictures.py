@@ -56,9 +56,14 @@ def write_panels(
     scores = per_case.groupby("case", sort=False)["dice"].mean().dropna().sort_values()
     if scores.empty:
         scores = per_case.groupby("case", sort=False)["dice"].size()
-    chosen = {"worst": 0, "median": len(scores) // 2, "best": len(scores) - 1}
-    figure, grid = pyplot.subplots(3, 3, figsize=(9, 9.6), layout="constrained")
-    for line, (label, position) in zip(grid, reversed(chosen.items()), strict=True):
+    chosen = {"best": len(scores) - 1, "median": len(scores) // 2, "worst": 0}
+    # With one or two cases some of the three are the same.
+    chosen = {label: position for position, label in {v: k for k, v in chosen.items()}.items()}
+    size = (9, 3.2 * len(chosen))
+    figure, grid = pyplot.subplots(
+        len(chosen), 3, figsize=size, layout="constrained", squeeze=False
+    )
+    for line, (label, position) in zip(grid, chosen.items(), strict=True):
         case = str(scores.index[position])
         row = store.row(case)
         number = int(np.argmax(row.foreground))
@@ -69,9 +74,9 @@ def write_panels(
         for axes, mask, title in zip(line, (empty, truth, predicted), titles, strict=True):
             axes.imshow(np.asarray(draw_slice(image[number], mask, PIXELS)))
             axes.set_axis_off()
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title, fontsize=8)
         score = float(scores.iloc[position])
-        line[0].set_title(f"{label}: {case} #{number}, case DICE {score:.3f}", fontsize=9)
+        line[0].set_title(f"{label}: {case} #{number}, DICE {score:.3f}", fontsize=8)
     _save(figure, path)
 
 

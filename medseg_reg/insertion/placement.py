@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -49,10 +50,13 @@ def place(
     (`between_convs`, all of them), or a shell pattern (`encoder.*.after_block`).
 
     Raises:
-        MedsegError: a pattern matches no place, or the regularizer or a parameter is wrong.
+        MedsegError: no places are given, a pattern matches none, or the regularizer or a
+            parameter is wrong.
             The network is unchanged then.
     """
     known = slots(network)
+    if not places:
+        raise MedsegError(f"regularizer '{name}': no places are given. Name at least one.")
     chosen: dict[str, None] = {}
     for pattern in places:
         found = [place for place in known if _matches(place, pattern)]
@@ -75,6 +79,18 @@ def place(
         slot.append(layer)
         placements.append(Placement(where, path, type(layer).__name__, float(layer.p)))
     return placements
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Seed the generators that a network on `device` draws from, for one block."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would seed every GPU, and only those forked get their state back.
+        torch.default_generator.manual_seed(0)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(0)
+        yield
 
 
 def _matches(place: str, pattern: str) -> bool:
@@ -108,14 +124,13 @@ def measure(
         return hook
 
     hooks = []
-    network.eval()
-    for placement in placements:
-        layer = network.get_submodule(placement.path)
-        layer.train()
-        hooks.append(layer.register_forward_hook(watch(placement.path)))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        network.eval()
+        for placement in placements:
+            layer = network.get_submodule(placement.path)
+            layer.train()
+            hooks.append(layer.register_forward_hook(watch(placement.path)))
+        with torch.no_grad(), _seeded(example.device):
             for _ in range(draws):
                 network(example)
     finally:

@@ -1,0 +1,128 @@
+"""MONAI's BasicUNet in a plain training loop, with the data, budget and width of a configuration.
+
+    python benchmarks/monai_baseline.py --config configs/bagls_small.yaml --out runs/b seed=0
+
+It shares with a run of the toolkit the split, the slices, the augmentation, the loss, the
+optimizer, the learning rates, the number of epochs and batches, and the scoring; the network and
+the loop are MONAI's and torch's own. BasicUNet has no regularizer here. It leaves
+`evaluation/per_case.csv` and `summary.json` in the output directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.networks.nets import BasicUNet
+from monai.utils import set_determinism
+from torch.utils.data import DataLoader
+
+from medseg_reg.config import Config, load_config
+from medseg_reg.data.module import SliceDataModule
+from medseg_reg.data.sampling import epoch_order
+from medseg_reg.data.splits import make_splits
+from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.precision import choose_precision
+from medseg_reg.engine.schedule import learning_rate_factor
+from medseg_reg.files import write_json
+from medseg_reg.inference.evaluation import case_table, count_slices, slice_table, summarise
+from medseg_reg.inference.predictor import Predictor
+from medseg_reg.losses import MixedLoss
+from medseg_reg.metrics import dice
+
+
+def basic_unet(config: Config, channels: int, classes: int) -> BasicUNet:
+    """Return a BasicUNet with the feature maps of the configuration's U-Net."""
+    widths = config.network.channels
+    if len(widths) == 4:
+        # BasicUNet has five levels: its first two share the width of level 0.
+        widths = (widths[0], *widths)
+    return BasicUNet(2, channels, classes, features=(*widths, widths[0]))
+
+
+def main() -> None:
+    """Train, keep the best epoch, score the test part."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    config = load_config(options.config, options.overrides)
+    set_determinism(config.seed)
+    store = SliceStore(config.data.store)
+    splits = make_splits(store, config.data.split)
+    data = SliceDataModule(
+        store,
+        splits,
+        image=config.data.image,
+        sampling=config.data.sampling,
+        augmentation=[(a.name, a.arguments) for a in config.regularization.data],
+        batch_size=config.data.batch_size,
+        workers=0,
+        seed=config.seed,
+    )
+    network = basic_unet(config, data.channels, len(store.classes))
+    best = train(network, config, data)
+    network.load_state_dict(best)
+    predictor = Predictor(network, config.data.image, data.channels)
+    counts = {
+        case: count_slices(
+            predictor.labels(store.image(case), case), store.mask(case), len(store.classes)
+        )
+        for case in splits.test
+    }
+    per_case = case_table(store, counts, config.evaluation.empty)
+    per_slice = slice_table(store, counts, config.evaluation.empty)
+    (options.out / "evaluation").mkdir(parents=True, exist_ok=True)
+    per_case.to_csv(options.out / "evaluation" / "per_case.csv", index=False)
+    summary = {"splits_hash": splits.hash, **summarise(per_case, per_slice, config)}
+    write_json(options.out / "summary.json", summary)
+    print(f"test DICE {summary['dice']['mean']:.4f}")
+
+
+def train(network: BasicUNet, config: Config, data: SliceDataModule) -> dict[str, torch.Tensor]:
+    """Train and return the weights of the epoch with the best validation DICE."""
+    error = config.regularization.error
+    loss = MixedLoss(error.ce, error.dice, error.ssim)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.lr)
+    bfloat = choose_precision(config.training.precision, "cpu").startswith("bf16")
+    best_score, best = -1.0, {}
+    size = config.data.batch_size
+    for epoch in range(config.training.epochs):
+        order = epoch_order(data.train.foreground, config.data.sampling, config.seed, epoch)
+        batches = [order[i * size : (i + 1) * size] for i in range(max(1, len(order) // size))]
+        network.train()
+        for index, batch in enumerate(DataLoader(data.train, batch_sampler=batches)):
+            done = epoch + index / len(batches)
+            factor = learning_rate_factor(config.schedule, done, config.training.epochs)
+            optimizer.param_groups[0]["lr"] = config.optimizer.lr * factor
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat):
+                logits = network(batch["image"])
+            optimizer.zero_grad()
+            loss(logits, batch["mask"]).backward()
+            optimizer.step()
+        score = validate(network, config, data)
+        print(f"epoch {epoch + 1}/{config.training.epochs} val DICE {score:.4f}", flush=True)
+        if score > best_score:
+            best_score = score
+            best = {name: value.clone() for name, value in network.state_dict().items()}
+    return best
+
+
+def validate(network: BasicUNet, config: Config, data: SliceDataModule) -> float:
+    """Return the mean DICE over the validation cases."""
+    network.eval()
+    predictor = Predictor(network, config.data.image, data.channels)
+    store = data.store
+    scores = []
+    for case in data.splits.val:
+        predicted = predictor.labels(store.image(case), case)
+        counts = count_slices(predicted, store.mask(case), len(store.classes)).sum(dim=0)
+        scores.append(dice(counts, config.evaluation.empty)[1:].numpy())
+    return float(np.nanmean(scores))
+
+
+if __name__ == "__main__":
+    main()

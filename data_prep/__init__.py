@@ -1,0 +1,1 @@
+"""Converters: one module a source, each of which writes a slice store."""

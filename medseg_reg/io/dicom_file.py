@@ -1,0 +1,360 @@
+"""One slice of a DICOM series: its numbers, checked, and its pixels as real values.
+
+Numbers are parsed from the raw bytes of their tags, because text that is no number must be an
+error that names file and tag, never a NaN in a matrix.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from medseg_reg.errors import MedsegError
+from medseg_reg.io.pixels import narrowed
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SLICE_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+}
+MULTI_FRAME_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.4.4",
+}
+AIR_HU = -1024
+_NATIVE = {
+    ImplicitVRLittleEndian: "<",
+    ExplicitVRLittleEndian: "<",
+    DeflatedExplicitVRLittleEndian: "<",
+    ExplicitVRBigEndian: ">",
+}
+_KEYWORDS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "PatientID",
+    "ImageType",
+    "FrameOfReferenceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+]
+_PIXELS = Tag("PixelData")
+_TAGS = {word: Tag(word) for word in _KEYWORDS}
+_WANTED = [*_TAGS.values(), _PIXELS]
+
+
+@dataclass
+class DicomSlice:
+    """One image of a series.
+
+    Attributes:
+        path: its file.
+        series: SeriesInstanceUID; empty in some anonymised files, which then make one series.
+        instance: SOPInstanceUID.
+        modality: CT or MR.
+        description: SeriesDescription, or an empty string.
+        patient: PatientID, or an empty string.
+        frame_of_reference: FrameOfReferenceUID, or an empty string.
+        position: centre of the first pixel in LPS millimetres, (3,).
+        orientation: directions along a row and along a column in LPS, six numbers.
+        spacing: distance of rows and of columns, in millimetres.
+        shape: rows and columns.
+    """
+
+    path: Path
+    series: str
+    instance: str
+    modality: str
+    description: str
+    patient: str
+    frame_of_reference: str
+    position: Array
+    orientation: tuple[float, ...]
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+    _tags: _Tags
+
+    @property
+    def directions(self) -> Array:
+        """Directions along a row and along a column in LPS, (2, 3)."""
+        return np.array(self.orientation).reshape(2, 3)
+
+    def values(self) -> Array:
+        """Return the pixels as real values, (rows, columns): int16 where whole, else float32.
+
+        Slope and intercept are this slice's own. In CT, padding and everything below -1024 HU
+        become -1024 HU; in MR, padding becomes 0. The encoded pixels are let go.
+
+        Raises:
+            MedsegError: pixels are truncated, or their encoding is not supported.
+        """
+        values = _rescaled(self._tags, self.modality, self.shape)
+        self._tags.pixels = b""
+        return values
+
+
+def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
+    """Read a file once; return the slice, or in a few words why it is not one.
+
+    Args:
+        path: the file.
+        content: its bytes, if they were read already.
+
+    Raises:
+        MedsegError: the file is an image of CT or MR but damaged, or lacks a needed tag.
+    """
+    content = path.read_bytes() if content is None else content
+    if content[128:132] != b"DICM" and not _looks_like_dicom(content):
+        return "not DICOM"
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=_WANTED, force=True)
+    except Exception as error:
+        raise MedsegError(
+            f"{path}: the DICOM file is damaged ({type(error).__name__}: {error}). Download it "
+            "again, or remove it."
+        ) from None
+    tags = _Tags(path, dataset)
+    kind = tags.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    if kind in MULTI_FRAME_CLASSES:
+        raise MedsegError(
+            f"{path}: is a multi-frame (Enhanced) DICOM image, which is not supported. Convert it "
+            "to NIfTI with dcm2niix."
+        )
+    if kind not in SLICE_CLASSES:
+        return f"{tags.text('Modality') or 'other'} object"
+    if "LOCALIZER" in tags.text("ImageType"):
+        return "localizer"
+    return _slice_of(path, SLICE_CLASSES[kind], tags)
+
+
+def _slice_of(path: Path, modality: str, tags: _Tags) -> DicomSlice:
+    orientation = tuple(tags.numbers("ImageOrientationPatient", 6))
+    along, down = orientation[:3], orientation[3:]
+    products = (_dot(along, along) - 1, _dot(down, down) - 1, _dot(along, down))
+    if max(map(abs, products)) > 1e-3:
+        raise MedsegError(
+            f"{path}: ImageOrientationPatient {orientation} is not two unit vectors at right "
+            "angles."
+        )
+    spacing = tags.numbers("PixelSpacing", 2)
+    if min(spacing) <= 0:
+        raise MedsegError(f"{path}: PixelSpacing is {spacing}, expected lengths above 0.")
+    return DicomSlice(
+        path=path,
+        series=tags.text("SeriesInstanceUID"),
+        instance=tags.text("SOPInstanceUID"),
+        modality=modality,
+        description=tags.text("SeriesDescription"),
+        patient=tags.text("PatientID"),
+        frame_of_reference=tags.text("FrameOfReferenceUID"),
+        position=np.array(tags.numbers("ImagePositionPatient", 3)),
+        orientation=orientation,
+        spacing=(spacing[0], spacing[1]),
+        shape=(tags.integer("Rows"), tags.integer("Columns")),
+        _tags=tags,
+    )
+
+
+def _dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def _looks_like_dicom(content: bytes) -> bool:
+    """Whether a file without the DICM mark begins with a data element of group 2 or 8."""
+    group = int.from_bytes(content[:2], "little")
+    return group in (0x0002, 0x0008) and len(content) > 8 and content[3] == 0
+
+
+class _Tags:
+    """The raw values of the tags of one file, parsed strictly."""
+
+    def __init__(self, path: Path, dataset: pydicom.FileDataset) -> None:
+        self.path = path
+        self.syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        self.little_endian = bool(dataset.original_encoding[1])
+        found = {element.tag: element for element in dataset.values()}
+        self.raw = {word: _raw(found.get(tag)) for word, tag in _TAGS.items()}
+        self.pixels = _raw(found.get(_PIXELS))
+
+    def text(self, word: str) -> str:
+        value = self.raw[word]
+        return (value or b"").decode("latin-1").strip(" \0")
+
+    def integer(self, word: str, default: int | None = None, signed: bool = False) -> int:
+        """Return a 16-bit number; only one with a default may be missing."""
+        value = self.raw[word]
+        if not value and default is not None:
+            return default
+        if not value or len(value) < 2:
+            raise MedsegError(f"{self.path}: {word} is missing; is the file whole?")
+        return int.from_bytes(value[:2], "little" if self.little_endian else "big", signed=signed)
+
+    def numbers(self, word: str, count: int, default: float | None = None) -> list[float]:
+        """Return decimal numbers; missing, malformed and infinite ones are an error."""
+        text = self.text(word)
+        if not text and default is not None:
+            return [default] * count
+        try:
+            values = [float(part) for part in text.split("\\")] if "_" not in text else []
+        except ValueError:
+            values = []
+        if len(values) != count or not all(math.isfinite(value) for value in values):
+            tag = _TAGS[word]
+            raise MedsegError(
+                f"{self.path}: {word} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is "
+                f"{text[:60]!r}, expected {count} finite number{'s' * (count > 1)}. The series "
+                "cannot be placed or scaled without it."
+            )
+        return values
+
+
+def _raw(element: Any) -> bytes | None:
+    if element is None:
+        return None
+    if isinstance(element, RawDataElement):
+        return element.value
+    # pydicom has decoded this one already; what is asked for here is bytes.
+    return str(element.value).encode("latin-1", "replace") if element.value else None
+
+
+def _rescaled(tags: _Tags, modality: str, shape: tuple[int, int]) -> Array:
+    required = None if modality == "CT" else 1.0
+    slope = tags.numbers("RescaleSlope", 1, required)[0]
+    intercept = tags.numbers("RescaleIntercept", 1, None if modality == "CT" else 0.0)[0]
+    if slope == 0:
+        raise MedsegError(f"{tags.path}: RescaleSlope is 0, so every pixel would be equal.")
+    if tags.syntax in _NATIVE:
+        stored = _native_pixels(tags, shape)
+        values = _scale(stored, slope, intercept)
+    else:
+        values = _decoded_pixels(tags, shape)
+    padding = _padding(tags, slope, intercept, modality)
+    if padding is not None and not (modality == "CT" and padding[1] < AIR_HU):
+        values[(values >= padding[0]) & (values <= padding[1])] = _background(modality)
+    if modality == "CT":
+        np.maximum(values, AIR_HU, out=values)
+    return narrowed(values)
+
+
+def _background(modality: str) -> int:
+    return AIR_HU if modality == "CT" else 0
+
+
+def _native_pixels(tags: _Tags, shape: tuple[int, int]) -> Array:
+    """Return the stored numbers of an image that is not compressed; bits outside are cut off."""
+    allocated, signed = tags.integer("BitsAllocated"), tags.integer("PixelRepresentation") == 1
+    stored = tags.integer("BitsStored")
+    _check_layout(tags, allocated, stored)
+    dtype = np.dtype(f"{_NATIVE[tags.syntax]}{'i' if signed else 'u'}{allocated // 8}")
+    expected = shape[0] * shape[1] * dtype.itemsize
+    data = tags.pixels or b""
+    if len(data) < expected:
+        raise MedsegError(
+            f"{tags.path}: pixel data are truncated: {len(data)} bytes, expected {expected}. "
+            "Download the file again."
+        )
+    pixels = np.frombuffer(data, dtype, shape[0] * shape[1]).reshape(shape)
+    if stored < allocated:
+        unused = allocated - stored
+        pixels = (pixels << unused) >> unused
+    return pixels
+
+
+def _check_layout(tags: _Tags, allocated: int, stored: int) -> None:
+    layout = {
+        "BitsAllocated": (allocated, allocated in (8, 16, 32)),
+        "BitsStored": (stored, 0 < stored <= allocated),
+        "HighBit": (tags.integer("HighBit"), tags.integer("HighBit") == stored - 1),
+        "SamplesPerPixel": (tags.integer("SamplesPerPixel", 1), None),
+        "NumberOfFrames": (tags.text("NumberOfFrames") or "1", None),
+    }
+    for word, (value, fits) in layout.items():
+        if not (str(value) == "1" if fits is None else fits):
+            raise MedsegError(f"{tags.path}: {word} is {value}, which is not supported.")
+
+
+def _scale(stored: Array, slope: float, intercept: float) -> Array:
+    """Return stored * slope + intercept, in 16-bit whole numbers where that is exact."""
+    whole = slope == 1 and intercept == int(intercept) and abs(intercept) < 32768
+    if whole and stored.dtype.itemsize <= 2:
+        low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+        if low >= -32768 and high <= 32767:
+            if stored.dtype.itemsize == 2 and stored.dtype.isnative:
+                # The sum fits, so adding modulo 2**16 gives it for unsigned numbers too.
+                return stored.view(np.int16) + np.int16(intercept)
+            return (stored.astype(np.int32) + int(intercept)).astype(np.int16)
+    return stored * slope + intercept
+
+
+def _padding(
+    tags: _Tags, slope: float, intercept: float, modality: str
+) -> tuple[float, float] | None:
+    """Return the real values between which pixels are padding, if the file declares padding."""
+    if not tags.raw["PixelPaddingValue"]:
+        return None
+    signed = tags.integer("PixelRepresentation") == 1
+    first = tags.integer("PixelPaddingValue", signed=signed)
+    last = tags.integer("PixelPaddingRangeLimit", first, signed=signed)
+    low, high = sorted((first * slope + intercept, last * slope + intercept))
+    # Some writers declare 0 in signed images, where it is water: padding is never tissue.
+    if modality == "CT" and high > -900 and low < 3071:
+        return None
+    return low, high
+
+
+def _decoded_pixels(tags: _Tags, shape: tuple[int, int]) -> Array:
+    """Decode a compressed image by SimpleITK, which applies slope and intercept itself."""
+    import SimpleITK as sitk  # half a second to import, and most series are not compressed
+
+    if not tags.pixels:
+        raise MedsegError(f"{tags.path}: has no pixel data; is the file whole?")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(tags.path))
+    quiet = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        values = np.squeeze(sitk.GetArrayFromImage(reader.Execute()))
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1][:120]
+        raise MedsegError(
+            f"{tags.path}: pixels of the transfer syntax {tags.syntax} could not be decoded "
+            f"({line}). Download the file again, or decompress it with gdcmconv --raw."
+        ) from None
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(quiet)
+    if values.shape != shape:
+        raise MedsegError(f"{tags.path}: decodes to {values.shape}, its header says {shape}.")
+    return values

@@ -1,0 +1,62 @@
+"""A run that is killed at any moment ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.stores import make_store
+from tests.training import same_weights, tiny_config, train_in_child, write_config
+
+# Imported before the children are forked, so that they need not.
+import medseg_reg.train  # noqa: F401  isort: skip
+import albumentations  # noqa: F401  isort: skip
+
+
+def kill_again_and_again(folder: Path, kills: int, number: int, seed: int) -> None:
+    """Compare a run with `kills` runs, each killed once at a random moment and resumed."""
+    store = make_store(folder / "store", cases=6, slices=6, size=32)
+
+    def config(name: str) -> Path:
+        return write_config(folder / f"{name}.yaml", tiny_config(store.path, folder / name))
+
+    began = time.monotonic()
+    assert train_in_child(config("straight"), log=folder / "straight.log") == 0
+    took = time.monotonic() - began
+    epochs = pd.read_csv(folder / "straight" / "metrics.csv").drop(columns="seconds")
+    moments, killed = random.Random(seed), 0
+    for attempt in range(kills):
+        name = f"killed_{attempt}"
+        after = moments.uniform(0, took)
+        code = train_in_child(config(name), after=after, number=number, log=folder / f"{name}.log")
+        killed += code != 0
+        # Another number of loader processes must not matter.
+        again = train_in_child(
+            config(name), f"data.workers={attempt % 2}", log=folder / f"{name}.log"
+        )
+        assert again == 0, (folder / f"{name}.log").read_text()[-2000:]
+        assert same_weights(folder / "straight", folder / name), f"killed after {after:.3f} s"
+        table = pd.read_csv(folder / name / "metrics.csv").drop(columns="seconds")
+        pd.testing.assert_frame_equal(table, epochs, check_exact=True)
+    assert killed >= kills // 2, "the kills came too late to mean anything"
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    kill_again_and_again(tmp_path, kills=2, number=signal.SIGKILL, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_twenty_killed_runs_go_on_bit_for_bit(tmp_path):
+    kill_again_and_again(tmp_path, kills=20, number=signal.SIGKILL, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_ten_terminated_runs_go_on_bit_for_bit(tmp_path):
+    kill_again_and_again(tmp_path, kills=10, number=signal.SIGTERM, seed=0)
