@@ -41,7 +41,11 @@ class Closed(BaseModel):
     """A group of settings that refuses unknown keys and never changes."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # a layer's own parameters may be infinite
     )
 
     @field_validator("*", mode="before")
@@ -89,7 +93,7 @@ class NetworkSpec(Closed):
 class AugmentationSpec(BaseModel):
     """One albumentations transform: its name, and its own arguments beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
 
@@ -111,7 +115,7 @@ def _as_tuple(value: Any) -> Any:
 class LayerSpec(BaseModel):
     """One regularizer layer: its name, its places, its own parameters (`p` first) beside them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     places: Annotated[

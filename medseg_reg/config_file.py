@@ -115,7 +115,7 @@ def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise MedsegError(f"override '{override}': expected key.sub=value, as in seed=1.")
-        value, _ = _parse(text, f"override '{override}'")
+        value, _ = _parse(text, f"override '{override[:80]}'")
         content = _set(content, key.split("."), value, override)
     return content
 

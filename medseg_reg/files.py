@@ -50,6 +50,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file of bytes whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all; numbers that JSON cannot hold are an error."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from medseg_reg.errors import MedsegError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Limits = tuple[float, float]
+Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 class ImageSpec(BaseModel):
@@ -34,7 +35,7 @@ class ImageSpec(BaseModel):
 
     window: Limits | None = None
     percentiles: Limits | None = None
-    size: tuple[int, int] | None = Field(None)
+    size: tuple[Side, Side] | None = None
     fit: Literal["resize", "letterbox", "crop"] = "resize"
 
     @model_validator(mode="after")
@@ -46,8 +47,6 @@ class ImageSpec(BaseModel):
                 raise ValueError(f"the lower limit {limits[0]} is not below the upper {limits[1]}")
         if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles lie between 0 and 100")
-        if self.size is not None and not all(8 <= n <= 4096 for n in self.size):
-            raise ValueError("each side lies between 8 and 4096 pixels")
         return self
 
 

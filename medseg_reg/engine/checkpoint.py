@@ -7,6 +7,7 @@ Lightning alone replays the first epoch's order and random numbers after a resum
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import time
@@ -19,13 +20,13 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
-from medseg_reg.files import replacing
+from medseg_reg.files import replacing, write_bytes
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
 
@@ -38,8 +39,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write a checkpoint; the last one becomes the previous one."""
         path = Path(path)
+        # By way of memory, because torch's own writer tells a full disk from no other fault.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+            temporary.write_bytes(content.getbuffer())
             if path.exists():
                 # A second name, not a move: at no moment is there no last checkpoint.
                 spare = path.with_name(f".{PREVIOUS}.link")
@@ -229,8 +233,7 @@ def _of_all_processes(trainer: L.Trainer, own: Tensor) -> Tensor:
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the weights of a network as safetensors, whole or not at all."""
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(weights, temporary)
+    write_bytes(path, save(weights))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from medseg_reg.config import Config
 from medseg_reg.data.module import SliceDataModule
-from medseg_reg.data.splits import make_splits
+from medseg_reg.data.splits import Splits, make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.checkpoint import (
     BEST,
@@ -33,7 +33,7 @@ from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import replacing, write_json
+from medseg_reg.files import replacing, require_space, write_json
 from medseg_reg.insertion import measure
 from medseg_reg.losses import MixedLoss
 from medseg_reg.networks.build import check_input_size, parameter_count
@@ -48,9 +48,33 @@ def fit(config: Config) -> RunDirectory:
     """
     run = RunDirectory(config.run_path)
     store = SliceStore(config.data.store)
-    run_exists = (run.path / "splits.json").exists()
     splits = run.splits(store) or make_splits(store, config.data.split)
-    data = SliceDataModule(
+    data = _data_module(config, store, splits)
+    facts = DataFacts.of(store, data.channels)
+    _seed_everything(config.seed)
+    network, placements = build_run_network(config, facts)
+    example = data.train[0]["image"][None]
+    check_input_size(network, tuple(example.shape[2:]), config.network.norm, config.data.batch_size)
+    if placements:
+        measure(network, example, placements)
+    loss = _loss(config, len(facts.classes))
+    choose_precision(config.training.precision, _accelerator(config.training.accelerator))
+    # All that can be wrong has been looked at: from here on, files are written.
+    run.prepare(config)
+    run.begin(facts, store)
+    if run.finished:
+        return run
+    # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
+    require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
+    splits.write(run.path / "splits.json")
+    write_json(run.path / "placement.json", [p.as_dict() for p in placements])
+    module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
+    _train(run, config, module, data)
+    return run
+
+
+def _data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataModule:
+    return SliceDataModule(
         store,
         splits,
         image=config.data.image,
@@ -60,26 +84,6 @@ def fit(config: Config) -> RunDirectory:
         workers=config.data.workers,
         seed=config.seed,
     )
-    facts = DataFacts.of(store, data.channels)
-    _seed_everything(config.seed)
-    network, placements = build_run_network(config, facts)
-    example = data.train[0]["image"][None]
-    check_input_size(network, tuple(example.shape[2:]), config.network.norm, config.data.batch_size)
-    if placements:
-        measure(network, example, placements)
-    run.prepare(config)
-    if run_exists:
-        run.require_data(store)
-    if run.finished:
-        return run
-    splits.write(run.path / "splits.json")
-    write_json(run.path / "data.json", facts.model_dump(mode="json"))
-    write_json(run.path / "placement.json", [p.as_dict() for p in placements])
-    module = SegmentationModule(
-        network, _loss(config, len(facts.classes)), config, splits.val, len(facts.classes)
-    )
-    _train(run, config, module, data)
-    return run
 
 
 def _train(

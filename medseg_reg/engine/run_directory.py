@@ -147,6 +147,13 @@ class RunDirectory:
                 "directory with `run=DIR`, or delete this one."
             )
 
+    def begin(self, facts: DataFacts, store: SliceStore) -> None:
+        """Note the data of the run, or make sure that they are still the same."""
+        if (self.path / "data.json").exists():
+            self.require_data(store)
+        else:
+            write_json(self.path / "data.json", facts.model_dump(mode="json"))
+
     def config(self) -> Config:
         """Read the configuration of the run."""
         if not (self.path / "config.yaml").exists():

@@ -146,11 +146,19 @@ def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
             "again, or remove it."
         ) from None
     tags = _Tags(path, dataset)
-    kind = tags.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    kind = tags.text("SOPClassUID")
+    declared = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    if declared.startswith(kind):
+        kind = declared  # the file may be cut off within its class, or before
     if kind in MULTI_FRAME_CLASSES:
         raise MedsegError(
             f"{path}: is a multi-frame (Enhanced) DICOM image, which is not supported. Convert it "
             "to NIfTI with dcm2niix."
+        )
+    if not kind:
+        # Every whole file has a class: without it, a cut-off slice would go unnoticed.
+        raise MedsegError(
+            f"{path}: the DICOM file is damaged (no SOPClassUID). Download it again, or remove it."
         )
     if kind not in SLICE_CLASSES:
         return f"{tags.text('Modality') or 'other'} object"
@@ -171,6 +179,9 @@ def _slice_of(path: Path, modality: str, tags: _Tags) -> DicomSlice:
     spacing = tags.numbers("PixelSpacing", 2)
     if min(spacing) <= 0:
         raise MedsegError(f"{path}: PixelSpacing is {spacing}, expected lengths above 0.")
+    shape = (tags.integer("Rows"), tags.integer("Columns"))
+    if min(shape) == 0:
+        raise MedsegError(f"{path}: has {shape[0]} Rows and {shape[1]} Columns, so no pixels.")
     return DicomSlice(
         path=path,
         series=tags.text("SeriesInstanceUID"),
@@ -182,7 +193,7 @@ def _slice_of(path: Path, modality: str, tags: _Tags) -> DicomSlice:
         position=np.array(tags.numbers("ImagePositionPatient", 3)),
         orientation=orientation,
         spacing=(spacing[0], spacing[1]),
-        shape=(tags.integer("Rows"), tags.integer("Columns")),
+        shape=shape,
         _tags=tags,
     )
 

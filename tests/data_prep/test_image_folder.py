@@ -165,12 +165,12 @@ class TestLabels:
             tmp_path / "in/masks/a.png",
             np.where(GRAY < 40, 0, np.where(GRAY < 70, 128, 255)).astype(np.uint8),
         )
-        names = ("--classes", "none", "liver", "tumour")
+        names = ("--classes", "liver", "tumour")
         with pytest.raises(MedsegError, match=r"128, 255; expected only 0, 1, 2\.\n.*label-values"):
             convert(*names)
         store = convert(*names, "--label-values", "0", "128", "255")
         assert np.bincount(store.mask("a").ravel()).tolist() == [40, 30, 26]
-        assert store.classes == ("none", "liver", "tumour")
+        assert store.classes == ("background", "liver", "tumour")
 
     def test_the_order_of_label_values_counts(self):
         values = np.array([[0, 9, 300]], np.uint16)
@@ -185,12 +185,12 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--classes", "one"], "--classes: 1 given"),
+            (["--classes", "background"], "--classes: 1 given"),
             (["--label-values", "0", "1", "2"], "--label-values: .* each class"),
             (["--label-values", "7", "7"], "of its own"),
             (["--label-values", "0", "-1"], "from 0 to 65535"),
-            (["--threshold", "9", "--label-values", "0", "9"], "takes no --label-values"),
-            (["--threshold", "9", "--classes", "a", "b", "c"], "makes two classes"),
+            (["--threshold", "9", "--label-values", "0", "9"], "makes one class beside"),
+            (["--threshold", "9", "--classes", "a", "b", "c"], "makes one class beside"),
             (["--canny", "9", "9"], "--canny 9 9"),
             (["--erosion", "0"], "--erosion 0"),
         ],

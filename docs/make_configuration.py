@@ -1,0 +1,287 @@
+"""Write docs/configuration.md: every key of a configuration, from the models that check it.
+
+    python docs/make_configuration.py            # writes the page
+    python docs/make_configuration.py --check    # only says whether it is up to date
+
+Names, values and defaults come from `medseg_reg.config`; what a key means is written below.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from medseg_reg.config import Config
+from medseg_reg.data.augment import TRANSFORMS
+from medseg_reg.regularizers import regularizer_names
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+MEANINGS = {
+    "name": "Name of the run.",
+    "run": "The run directory. `{name}` and `{seed}` stand for the values of those keys.",
+    "seed": "Seed of weights, order, augmentation and layers. It does not draw the split.",
+    "data.store": "The slice store to train on; see [data](data.md).",
+    "data.phantom": "If set, a phantom is generated where the store is missing.",
+    "data.phantom.cases": "Patients.",
+    "data.phantom.size": "Rows and columns of a slice.",
+    "data.phantom.slices": "Slices of a patient.",
+    "data.phantom.seed": "Decides the anatomy.",
+    "data.image.window": "The two values that become 0 and 1, in the unit of the store (HU for "
+    "CT); what lies beyond is clipped. 8-bit images need none.",
+    "data.image.percentiles": "The same by percentiles of each case, for MR and other free units.",
+    "data.image.size": "Rows and columns of the network's input; null keeps those of the store.",
+    "data.image.fit": "How a slice gets that size: `resize` stretches it, `letterbox` scales it "
+    "evenly and pads, `crop` keeps its resolution and cuts or pads around the middle.",
+    "data.split.kind": "`fractions` of the patients, `counts` of patients (the rest stays "
+    "unused), `kfold` cross-validation, or a `file`.",
+    "data.split.train": "Fraction or number of patients; a fraction left out is what the others "
+    "leave.",
+    "data.split.val": "Fraction or number of patients; a fraction left out is 0.15, or what the "
+    "other two leave. With `kfold`, the fraction that validates outside the test fold; by default the next fold validates.",
+    "data.split.test": "Fraction or number of patients; a fraction left out is 0.15, or what the "
+    "other two leave. Leave it out for data with an official test part: that is the test part.",
+    "data.split.folds": "Number of folds; 5 if left out.",
+    "data.split.fold": "The fold that is tested, from 0. With an official test part it validates.",
+    "data.split.file": "A JSON file with the lists `train`, `val`, `test` and, if wanted, `unused`.",
+    "data.split.train_frames": "Train on so many slices, drawn at random from the training part.",
+    "data.split.seed": "Decides the draw. Runs with different `seed` share one split.",
+    "data.sampling.policy": "`all` slices; those with `foreground`; or `balanced`. Validation and "
+    "test always see all slices.",
+    "data.sampling.foreground_share": "Share of samples with foreground under `balanced`.",
+    "data.sampling.per_epoch": "Samples in an epoch; null means as many as there are slices, with "
+    "`foreground` as many as show it.",
+    "data.batch_size": "Slices in a batch of one process. The Dice loss is pooled over a batch: "
+    "compare runs at equal batch size.",
+    "data.workers": "Processes that load data; 0 loads in the training process.",
+    "network.name": "The network.",
+    "network.channels": "Feature maps of each level; the last is the bottleneck.",
+    "network.norm": "Normalization after each convolution.",
+    "network.activation": "Activation.",
+    "network.upsample": "`deconv` is a transposed convolution, `nontrainable` linear "
+    "interpolation and a 1x1 convolution.",
+    "network.head": "`softmax` has one output for each class; `sigmoid` has one output, for two "
+    "classes.",
+    "regularization.data": "Group 1, data: albumentations transforms in their order. See "
+    "[below](#augmentation).",
+    "regularization.data[].name": "The transform. Its own arguments stand beside it.",
+    "regularization.architecture": "Group 2, architecture: layers in their places. See "
+    "[regularizers](regularizers.md).",
+    "regularization.architecture[].name": "The layer. Its own parameters stand beside it.",
+    "regularization.architecture[].places": "One place or a list; names as in "
+    "[regularizers](regularizers.md#places).",
+    "regularization.error.ce": "Group 3, error function: weight of the cross-entropy.",
+    "regularization.error.dice": "Weight of the Dice loss (pooled over the batch, without the "
+    "background).",
+    "regularization.error.ssim": "Weight of the SSIM loss on probability maps.",
+    "regularization.error.class_weights": "Weight of each class in the cross-entropy, the "
+    "background first.",
+    "regularization.error.label_smoothing": "Label smoothing of the cross-entropy.",
+    "regularization.penalty.weight_decay": "Group 4, penalty: L2 on the weights (decoupled with "
+    "`adamw`). Biases and normalization layers are exempt.",
+    "regularization.optimization.early_stopping": "Group 5, optimization: if set, stop when a "
+    "score has not improved for some epochs.",
+    "regularization.optimization.early_stopping.monitor": "The score.",
+    "regularization.optimization.early_stopping.patience": "Validations without improvement.",
+    "regularization.optimization.early_stopping.min_delta": "Smallest change that counts.",
+    "regularization.optimization.gradient_clip": "Largest norm of the gradient.",
+    "regularization.optimization.select": "Which weights are kept: those of the epoch with the "
+    "best validation DICE, or the last ones.",
+    "optimizer.name": "The optimizer.",
+    "optimizer.lr": "Learning rate.",
+    "optimizer.betas": "For `adam` and `adamw`.",
+    "optimizer.eps": "For `adam` and `adamw`.",
+    "optimizer.momentum": "For `sgd`.",
+    "optimizer.nesterov": "For `sgd`.",
+    "schedule.name": "The learning rate over the training. It changes with each batch.",
+    "schedule.warmup_epochs": "Linear rise at the start.",
+    "schedule.power": "For `polynomial`.",
+    "schedule.final_factor": "Factor at the end, for `cosine` and `polynomial`.",
+    "schedule.milestones": "Epochs, for `step`.",
+    "schedule.gamma": "Factor at each milestone, for `step`.",
+    "training.epochs": "Epochs.",
+    "training.precision": "`auto` takes bfloat16 where the processor is fast at it; see "
+    "[training](training.md#precision).",
+    "training.accumulate": "Batches whose gradients make one step.",
+    "training.channels_last": "Memory order of the maps; it is faster on most processors.",
+    "training.deterministic": "Refuse operations that may differ between two runs on a GPU.",
+    "training.accelerator": "What to compute on.",
+    "training.devices": "GPUs (or CPU processes) of one machine.",
+    "training.num_nodes": "Machines.",
+    "training.validate_every": "Epochs between two validations.",
+    "training.checkpoint_minutes": "Also save inside an epoch when the last save is older; null "
+    "saves after epochs alone.",
+    "training.progress": "Show progress bars.",
+    "evaluation.empty": "Score of a class that is empty in truth and prediction; see "
+    "[evaluation](evaluation.md#empty-slices).",
+    "evaluation.confidence": "Coverage of the intervals.",
+    "evaluation.resamples": "Bootstrap resamples.",
+    "evaluation.batch_size": "Slices that are predicted at a time.",
+}
+
+INTRODUCTION = """\
+# Configuration
+
+A configuration is one YAML file. Unknown keys are errors; the message names the line and the
+nearest right key. Reading a configuration never imports or runs code. Aliases (`*name`) are
+refused.
+
+```bash
+python -m medseg_reg.config configs/demo.yaml seed=1   # check, and print with every default
+python -m medseg_reg.config --schema > schema.json     # JSON Schema, for editors
+```
+
+Any key can be given on the command line: `training.epochs=3`, or for an entry of a list
+`regularization.architecture.0.p=0.2`. To train without layers: `regularization.architecture=[]`.
+
+Keys without a default must be given. This page is written by `docs/make_configuration.py`.
+"""
+
+SECTIONS = {
+    "": ("The run", ""),
+    "data": ("data", "Which data, and how they reach the network."),
+    "network": ("network", "The network."),
+    "regularization": (
+        "regularization",
+        "Five groups, after J. Kukacka, V. Golkov, D. Cremers, *Regularization for Deep Learning: "
+        "A Taxonomy*, arXiv:1710.10686, 2017.",
+    ),
+    "optimizer": ("optimizer", "The defaults are those of the published protocol."),
+    "schedule": ("schedule", "The learning rate, as a factor on `optimizer.lr`."),
+    "training": ("training", "How long, on what, and how exactly."),
+    "evaluation": ("evaluation", "How a trained network is judged."),
+}
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key with its field; `[]` stands for the entries of a list."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        inner, is_list = _group(field.annotation)
+        if inner is None or is_list or _optional(field.annotation):
+            yield key, field
+        if inner is not None:
+            yield from keys(inner, f"{key}[]." if is_list else f"{key}.")
+
+
+def _group(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """Return the model in an annotation, and whether it is the entry of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    for argument in typing.get_args(annotation):
+        found, _ = _group(argument)
+        if found is not None:
+            return found, typing.get_origin(annotation) is tuple
+    return None, False
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def default_of(field: FieldInfo) -> str:
+    """Return a default as it is written in YAML."""
+    if field.is_required():
+        return ""
+    value = field.default
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, BaseModel):
+        return ""
+    return f"`{json.dumps(value)}`"
+
+
+def values_of(annotation: Any, metadata: list[Any] | None = None) -> str:
+    """Return in words what a key takes."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is typing.Annotated:
+        return values_of(arguments[0], list(arguments[1:]))
+    if origin in (typing.Union, types.UnionType):
+        kinds = [values_of(one, metadata) for one in arguments if one is not type(None)]
+        return " or ".join(kinds) + (" or null" if _optional(annotation) else "")
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"list of {values_of(arguments[0])}"
+        return f"{len(arguments)} of {values_of(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "group"
+    names = {int: "whole number", float: "number", bool: "true, false", str: "text", Path: "path"}
+    bounds = ", ".join(_bounds(metadata or []))
+    return names.get(annotation, str(annotation)) + (f" {bounds}" if bounds else "")
+
+
+def _bounds(metadata: list[Any]) -> Iterator[str]:
+    signs = {
+        annotated_types.Ge: ("ge", "≥"),
+        annotated_types.Gt: ("gt", ">"),
+        annotated_types.Le: ("le", "≤"),
+        annotated_types.Lt: ("lt", "<"),
+        annotated_types.MultipleOf: ("multiple_of", "a multiple of"),
+    }
+    for one in metadata:
+        if isinstance(one, FieldInfo):
+            yield from _bounds(one.metadata)
+        elif type(one) in signs:
+            attribute, sign = signs[type(one)]
+            yield f"{sign} {getattr(one, attribute)}"
+
+
+def page() -> str:
+    """Return the whole page.
+
+    Raises:
+        SystemExit: a key has no meaning here, or a meaning no key; names them.
+    """
+    found = dict(keys())
+    if found.keys() != MEANINGS.keys():
+        odd = ", ".join(sorted(found.keys() ^ MEANINGS.keys()))
+        raise SystemExit(f"docs/make_configuration.py: MEANINGS differs from the models: {odd}")
+    lines = [INTRODUCTION]
+    for section, (title, text) in SECTIONS.items():
+        lines += [f"## {title}", ""]
+        lines += [text, ""] if text else []
+        lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
+        for key, field in found.items():
+            if (key.split(".")[0] if "." in key else "") == section:
+                values = values_of(field.annotation, field.metadata)
+                lines.append(f"| `{key}` | {values} | {default_of(field)} | {MEANINGS[key]} |")
+        lines.append("")
+    return "\n".join([*lines, _choices()])
+
+
+def _choices() -> str:
+    transforms = ", ".join(f"`{name}`" for name in TRANSFORMS)
+    layers = ", ".join(f"`{name}`" for name in regularizer_names())
+    return (
+        "## Augmentation\n\n"
+        f"Transforms: {transforms}.\n\nThey are those of albumentations 2.0.8, with its arguments "
+        "and defaults. Others are refused: they do not keep a mask a mask, or do not take images "
+        "of the range 0 to 1. A wrong argument is an error, not a warning.\n\n"
+        "## Layers\n\n"
+        f"Layers: {layers}.\n"
+    )
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    wanted = page()
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text(encoding="utf-8") != wanted:
+            raise SystemExit(f"{PAGE}: is out of date; run python docs/make_configuration.py")
+        return
+    PAGE.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
