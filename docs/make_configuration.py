@@ -47,12 +47,14 @@ MEANINGS = {
     "data.split.train": "Fraction or number of patients; a fraction left out is what the others "
     "leave.",
     "data.split.val": "Fraction or number of patients; a fraction left out is 0.15, or what the "
-    "other two leave. With `kfold`, the fraction that validates outside the test fold; by default the next fold validates.",
+    "other two leave. With `kfold`, the fraction that validates outside the test fold; by default "
+    "the next fold validates.",
     "data.split.test": "Fraction or number of patients; a fraction left out is 0.15, or what the "
     "other two leave. Leave it out for data with an official test part: that is the test part.",
     "data.split.folds": "Number of folds; 5 if left out.",
     "data.split.fold": "The fold that is tested, from 0. With an official test part it validates.",
-    "data.split.file": "A JSON file with the lists `train`, `val`, `test` and, if wanted, `unused`.",
+    "data.split.file": "A JSON file with the lists `train`, `val`, `test` and, if wanted, "
+    "`unused`.",
     "data.split.train_frames": "Train on so many slices, drawn at random from the training part.",
     "data.split.seed": "Decides the draw. Runs with different `seed` share one split.",
     "data.sampling.policy": "`all` slices; those with `foreground`; or `balanced`. Validation and "

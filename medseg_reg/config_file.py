@@ -171,7 +171,7 @@ def _mistake(mistake: Any, key: Key, model: type[BaseModel]) -> str:
     shown = "" if isinstance(found, dict | BaseModel) else f" (found {found!r})"
     hint = ""
     if mistake["type"] == "literal_error" and isinstance(found, str):
-        hint = nearest(found, mistake["ctx"]["expected"].replace("'", "").split(", "))
+        hint = nearest(found, re.findall(r"'([^']*)'", mistake["ctx"]["expected"]))
     return f"'{name}': {text}{shown}.{hint}"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pandas as pd
 import pytest
 
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config, train_in_child, write_config
+from tests.training import command, same_weights, tiny_config, train_in_child, write_config
 
 # Imported before the children are forked, so that they need not.
 import medseg_reg.train  # noqa: F401  isort: skip
@@ -60,3 +63,31 @@ def test_twenty_killed_runs_go_on_bit_for_bit(tmp_path):
 @pytest.mark.timeout(1500)
 def test_ten_terminated_runs_go_on_bit_for_bit(tmp_path):
     kill_again_and_again(tmp_path, kills=10, number=signal.SIGTERM, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_that_are_killed_go_on_bit_for_bit(tmp_path):
+    store = make_store(tmp_path / "store", cases=6, slices=6, size=32)
+    names = ("straight", "killed")
+    configs = {
+        name: write_config(
+            tmp_path / f"{name}.yaml",
+            tiny_config(store.path, tmp_path / name, training__devices=2, training__epochs=6),
+        )
+        for name in names
+    }
+    assert command("medseg_reg.train", "--config", configs["straight"]).returncode == 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "medseg_reg.train", "--config", str(configs["killed"])],
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    ) as process:
+        table = tmp_path / "killed" / "metrics.csv"
+        while process.poll() is None and not (table.exists() and len(pd.read_csv(table)) >= 2):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "killed" / "weights.safetensors").exists()
+    again = command("medseg_reg.train", "--config", configs["killed"])
+    assert again.returncode == 0, again.stderr
+    assert same_weights(*(tmp_path / name for name in names))

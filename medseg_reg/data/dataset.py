@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import torch
 from torch.utils.data import Dataset
 
@@ -95,3 +96,12 @@ def check_uniform(store: SliceStore, cases: Sequence[str], spec: ImageSpec) -> i
             "to which they are brought, as in `size: [256, 256]`."
         )
     return channels.pop()
+
+
+def quiet_worker(_: int) -> None:
+    """Keep a worker process to one core: several workers with several threads each are slower.
+
+    It lives here so that a spawned worker need not import Lightning.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from medseg_reg.data.augment import Augmentation
-from medseg_reg.data.dataset import SliceDataset, check_uniform
+from medseg_reg.data.dataset import SliceDataset, check_uniform, quiet_worker
 from medseg_reg.data.preprocessing import ImageSpec, intensity_limits
 from medseg_reg.data.sampling import BatchSampler, SamplingSpec
 from medseg_reg.data.splits import Splits
@@ -57,12 +56,6 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
     def load_state_dict(self, state: Position) -> None:
         """Go on at a position."""
         self.position.update(state)
-
-
-def quiet_worker(_: int) -> None:
-    """Keep a worker process to one core: several workers with several threads each are slower."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
 
 
 class SliceDataModule(L.LightningDataModule):

@@ -215,19 +215,26 @@ def gather_random_states(trainer: L.Trainer) -> dict[str, Any]:
 
 def set_random_states(state: dict[str, Any], rank: int) -> None:
     """Set the random states that `gather_random_states` returned."""
-    torch.set_rng_state(state["torch"][min(rank, len(state["torch"]) - 1)].cpu())
+    torch.set_rng_state(_of_process(state["torch"], rank))
     keys, position = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position))
     random.setstate((3, tuple(state["python"]), None))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][min(rank, len(state["cuda"]) - 1)].cpu())
+        torch.cuda.set_rng_state(_of_process(state["cuda"], rank))
+
+
+def _of_process(states: Tensor, rank: int) -> Tensor:
+    # A copy: torch reads the state from the start of the storage, which of a row is another's.
+    return states[min(rank, len(states) - 1)].cpu().clone()
 
 
 def _of_all_processes(trainer: L.Trainer, own: Tensor) -> Tensor:
     if trainer.world_size == 1:
         return own[None]
-    gathered: Tensor = trainer.strategy.all_gather(own.to(trainer.strategy.root_device))
-    return gathered.cpu()
+    own = own.to(trainer.strategy.root_device)
+    gathered = [torch.empty_like(own) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(gathered, own)
+    return torch.stack(gathered).cpu()
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

@@ -213,6 +213,8 @@ def _quieten() -> None:
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",
         ".*not pin.*",
+        # Scores are summed over the processes before they are logged.
+        ".*sync_dist=True.*",
         ".*isinstance.treespec, LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", text)

@@ -102,10 +102,7 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score each case, and log the mean over cases and classes without the background."""
-        counts, loss = self.val_counts, self.val_loss
-        if self.trainer.world_size > 1:
-            counts = self.all_gather(counts).sum(dim=0)
-            loss = self.all_gather(loss.float().to(self.device)).sum(dim=0).cpu()
+        counts, loss = self._over_processes(self.val_counts), self._over_processes(self.val_loss)
         empty = self.config.evaluation.empty
         self.epoch_scores = {
             "val_loss": float(loss[0] / loss[1]),
@@ -117,7 +114,8 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss and the learning rate."""
-        self.epoch_scores["train_loss"] = float(self.train_loss[0] / self.train_loss[1])
+        loss = self._over_processes(self.train_loss)
+        self.epoch_scores["train_loss"] = float(loss[0] / loss[1])
         self.epoch_scores["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         for name in ("train_loss", "lr"):
             self.log(name, self.epoch_scores[name], prog_bar=name == "train_loss")
@@ -129,6 +127,14 @@ class SegmentationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of an unfinished epoch."""
         self.train_loss = checkpoint["train_loss"].clone()
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        """Return sums over all processes; every process gets the same."""
+        if self.trainer.world_size == 1:
+            return sums
+        total = sums.to(self.device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total
 
     def _image(self, batch: dict[str, Any]) -> Tensor:
         image: Tensor = batch["image"]

@@ -38,6 +38,7 @@ MULTI_FRAME_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.4.1",
     "1.2.840.10008.5.1.4.1.1.4.4",
 }
+_WITHOUT_MODALITY = {"1.2.840.10008.1.3.10": "DICOMDIR"}
 AIR_HU = -1024
 _NATIVE = {
     ImplicitVRLittleEndian: "<",
@@ -146,22 +147,21 @@ def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
             "again, or remove it."
         ) from None
     tags = _Tags(path, dataset)
-    kind = tags.text("SOPClassUID")
-    declared = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
-    if declared.startswith(kind):
-        kind = declared  # the file may be cut off within its class, or before
+    kind = tags.kind()
     if kind in MULTI_FRAME_CLASSES:
         raise MedsegError(
             f"{path}: is a multi-frame (Enhanced) DICOM image, which is not supported. Convert it "
             "to NIfTI with dcm2niix."
         )
-    if not kind:
-        # Every whole file has a class: without it, a cut-off slice would go unnoticed.
-        raise MedsegError(
-            f"{path}: the DICOM file is damaged (no SOPClassUID). Download it again, or remove it."
-        )
     if kind not in SLICE_CLASSES:
-        return f"{tags.text('Modality') or 'other'} object"
+        modality = tags.text("Modality") or _WITHOUT_MODALITY.get(kind)
+        if modality is None:
+            # Else a file cut off in its header would pass for something that is no slice.
+            raise MedsegError(
+                f"{path}: the DICOM file is damaged (it tells neither its class nor its "
+                "modality). Download it again, or remove it."
+            )
+        return f"{modality} object"
     if "LOCALIZER" in tags.text("ImageType"):
         return "localizer"
     return _slice_of(path, SLICE_CLASSES[kind], tags)
@@ -213,11 +213,18 @@ class _Tags:
 
     def __init__(self, path: Path, dataset: pydicom.FileDataset) -> None:
         self.path = path
-        self.syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        meta = dataset.file_meta
+        self.syntax = _uid(meta, "TransferSyntaxUID") or ImplicitVRLittleEndian
+        self.declared = _uid(meta, "MediaStorageSOPClassUID")
         self.little_endian = bool(dataset.original_encoding[1])
         found = {element.tag: element for element in dataset.values()}
         self.raw = {word: _raw(found.get(tag)) for word, tag in _TAGS.items()}
         self.pixels = _raw(found.get(_PIXELS))
+
+    def kind(self) -> str:
+        """Return the SOP class, by the file's header where the file is cut off before its own."""
+        kind = self.text("SOPClassUID")
+        return self.declared if self.declared.startswith(kind) else kind
 
     def text(self, word: str) -> str:
         value = self.raw[word]
@@ -249,6 +256,11 @@ class _Tags:
                 "cannot be placed or scaled without it."
             )
         return values
+
+
+def _uid(meta: Any, word: str) -> str:
+    value = _raw(meta.get_item(Tag(word))) if Tag(word) in meta else None
+    return (value or b"").decode("latin-1").strip(" \0")
 
 
 def _raw(element: Any) -> bytes | None:

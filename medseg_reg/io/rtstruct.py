@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from matplotlib.path import Path as Polygon
+from pydicom.dataelem import RawDataElement
 
 from medseg_reg.errors import MedsegError, nearest
 from medseg_reg.io.dicom import DicomVolume
@@ -15,6 +19,7 @@ from medseg_reg.io.dicom import DicomVolume
 Array = np.ndarray[Any, np.dtype[Any]]
 
 OFF_SLICE = 0.2
+UNDEFINED = 0xFFFFFFFF
 
 
 def read_rtstruct(path: Path, volume: DicomVolume, roi: str) -> Array:
@@ -27,9 +32,10 @@ def read_rtstruct(path: Path, volume: DicomVolume, roi: str) -> Array:
         MedsegError: no RTSTRUCT, no such region (the message lists those there are), another
             frame of reference, contours that are damaged or do not lie on the slices.
     """
-    dataset = _read(path)
-    contours = _contours(path, dataset, volume, roi)
-    inverse = np.linalg.inv(volume.affine @ np.eye(4)) @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    content = path.read_bytes()
+    with _told_as_damage(path):
+        contours = _contours(path, _parsed(path, content), volume, roi)
+    inverse = np.linalg.inv(volume.affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
     columns, rows, slices = volume.array.shape
     mask = np.zeros((slices, rows, columns), bool)
     for number, points in enumerate(contours):
@@ -50,17 +56,29 @@ def read_rtstruct(path: Path, volume: DicomVolume, roi: str) -> Array:
 
 def roi_names(path: Path) -> list[str]:
     """Return the names of the regions of interest of an RTSTRUCT."""
-    return [str(item.get("ROIName", "")) for item in _read(path).StructureSetROISequence]
+    content = path.read_bytes()
+    with _told_as_damage(path):
+        sequence = _parsed(path, content).StructureSetROISequence
+        return [str(item.get("ROIName", "")) for item in sequence]
 
 
-def _read(path: Path) -> pydicom.FileDataset:
+@contextmanager
+def _told_as_damage(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in the tags, which pydicom decodes only when asked, into our error."""
     try:
-        dataset = pydicom.dcmread(path)
-        kind = dataset.get("Modality")
-    except OSError:
+        yield
+    except MedsegError:
         raise
     except Exception as error:
-        raise MedsegError(f"{path}: is not a readable DICOM file ({error}).") from None
+        raise MedsegError(
+            f"{path}: is not a whole DICOM file ({type(error).__name__}: {error}). Copy or "
+            "download it again."
+        ) from None
+
+
+def _parsed(path: Path, content: bytes) -> pydicom.FileDataset:
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    kind = dataset.get("Modality")
     if kind != "RTSTRUCT" or "StructureSetROISequence" not in dataset:
         raise MedsegError(f"{path}: is not an RTSTRUCT (modality {kind}).")
     return dataset
@@ -104,10 +122,14 @@ def _points(path: Path, roi: str, index: int, item: pydicom.Dataset) -> Array:
         points = np.array([float(part) for part in text.strip(" \0").split("\\")])
     except ValueError:
         points = np.array([np.nan])
-    if points.size % 3 or points.size < 9 or not np.isfinite(points).all():
+    promised = 3 * int(item.get("NumberOfContourPoints") or points.size / 3)
+    # pydicom accepts a value that ends before its length; its last number would be a wrong one.
+    whole = not isinstance(raw, RawDataElement) or raw.length in (len(value), UNDEFINED)
+    sound = points.size == promised >= 9 and np.isfinite(points).all()
+    if not (whole and sound):
         raise MedsegError(
             f"{path}: contour {index + 1} of '{roi}' is damaged: {points.size} numbers, expected "
-            "finite triples of at least three points."
+            f"{max(promised, 9)} finite ones, three a point."
         )
     return points.reshape(-1, 3)
 

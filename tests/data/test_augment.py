@@ -116,10 +116,14 @@ def test_an_empty_chain_hands_back_the_same_arrays() -> None:
 
 @pytest.mark.parametrize("name", TURNING)
 def test_turning_a_slice_that_is_not_square_says_so(name: str) -> None:
-    augment = chain(name)
-    with pytest.raises(MedsegError, match=rf"\(32, 40\) to \(40, 32\).*{name}.*square"):
+    augment, slices = chain(name), slice_of(32, 40, 1)
+
+    def turn() -> None:
         for seed in range(20):
-            augment(*slice_of(32, 40, 1), seed)
+            augment(*slices, seed)
+
+    with pytest.raises(MedsegError, match=rf"\(32, 40\) to \(40, 32\).*{name}.*square"):
+        turn()
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

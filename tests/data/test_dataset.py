@@ -1,4 +1,4 @@
-"""Items and loaders give the same data in any process, in any number of workers, and after a stop."""
+"""Items and loaders give the same data in any process, by any workers, and after a stop."""
 
 from __future__ import annotations
 

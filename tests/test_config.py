@@ -1,0 +1,462 @@
+"""A configuration is read exactly as written, or refused with a message that mends it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medseg_reg.config import Config, load_config, main, parse_config
+from medseg_reg.config_file import MAX_BYTES
+from medseg_reg.errors import MedsegError
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+LEAST = """\
+name: x
+data:
+  store: some/store
+  split: {kind: counts, train: 3, val: 1}
+"""
+
+
+def load(text: str, *overrides: str) -> Config:
+    """Read the least configuration and some more lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(LEAST + text, encoding="utf-8")
+        return load_config(path, overrides)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    """Return the message with which a configuration is refused."""
+    with pytest.raises(MedsegError) as error:
+        load(text, *overrides)
+    return str(error.value)
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {**yaml.safe_load(LEAST), **changes}
+
+
+def again(config: Config) -> Config:
+    """Write a configuration and read it back, as a run directory does."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(config.to_yaml(), encoding="utf-8")
+        return load_config(path)
+
+
+# Reading what is right
+
+
+def test_what_is_not_written_has_its_default() -> None:
+    config = load("")
+    assert config == Config.model_validate(content())
+    assert (config.seed, config.training.epochs, config.optimizer.lr) == (0, 30, 1e-3)
+    assert config.regularization.architecture == ()
+    assert config.run_path == Path("runs/x")
+
+
+def test_a_run_names_itself_by_name_and_seed() -> None:
+    assert load("seed: 4\nrun: out/{name}/s{seed}").run_path == Path("out/x/s4")
+    assert load("run: 'out/{other}'").run_path == Path("out/{other}")
+
+
+def test_a_configuration_never_changes() -> None:
+    config = load("")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.epochs = 3  # type: ignore[misc]
+
+
+def test_layers_and_transforms_keep_their_own_parameters() -> None:
+    config = load(
+        "regularization:\n"
+        "  data: [{name: Rotate, limit: [-5, 5], p: 0.3}]\n"
+        "  architecture:\n"
+        "    - {name: heuristic_dropout, places: input, p: 0.2, k: 3}\n"
+        "    - {name: dropout, places: [head, skip.0]}\n"
+    ).regularization
+    assert config.data[0].arguments == {"limit": [-5, 5], "p": 0.3}
+    assert config.architecture[0].parameters == {"p": 0.2, "k": 3}
+    assert config.architecture[0].places == ("input",)
+    assert config.architecture[1].parameters == {}
+    assert config.architecture[1].places == ("head", "skip.0")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_of_the_toolkit_is_read_and_written_back(path: Path) -> None:
+    config = load_config(path)
+    assert again(config) == config
+    assert again(config).to_yaml() == config.to_yaml()
+
+
+def test_there_are_configurations_to_read() -> None:
+    assert FILES
+
+
+@given(
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,12}\Z"),
+    run=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
+    lr=st.floats(1e-12, 1e6),
+    seed=st.integers(0, 2**32 - 1),
+    p=st.floats(0, 0.99),
+    places=st.lists(st.sampled_from(["head", "1e5", "*", "no", "skip.0"]), min_size=1),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_written_configuration_is_read_back_as_it_was(
+    name: str, run: str, lr: float, seed: int, p: float, places: list[str]
+) -> None:
+    config = Config.model_validate(
+        content(
+            name=name,
+            run=run,
+            seed=seed,
+            optimizer={"lr": lr},
+            regularization={"architecture": [{"name": "dropout", "p": p, "places": places}]},
+        )
+    )
+    assert again(config) == config
+
+
+def test_an_infinite_parameter_of_a_layer_is_read_back() -> None:
+    layer = "regularization: {architecture: [{name: corrdrop_channel, temperature: .inf}]}"
+    config = load(layer)
+    assert config.regularization.architecture[0].parameters == {"temperature": float("inf")}
+    assert again(config) == config
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.e-3", ".1e-2", "0.001", "1.0e-03"])
+def test_numbers_with_an_exponent_are_numbers_everywhere(text: str) -> None:
+    config = load(
+        f"optimizer: {{lr: {text}}}\n"
+        f"regularization: {{architecture: [{{name: dropout, p: {text}}}]}}\n"
+    )
+    assert config.optimizer.lr == 1e-3
+    assert config.regularization.architecture[0].parameters == {"p": 1e-3}
+
+
+def test_texts_that_look_like_numbers_stay_texts_in_quotes() -> None:
+    assert load("run: '1e5'").run == "1e5"
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=7", "seed", 7),
+        ("training.epochs=3", "training.epochs", 3),
+        ("optimizer.lr=1e-4", "optimizer.lr", 1e-4),
+        ("network.channels=[8, 16]", "network.channels", (8, 16)),
+        ("network.channels.1=64", "network.channels", (4, 64, 16)),
+        ("regularization.architecture=[]", "regularization.architecture", ()),
+        ("training.checkpoint_minutes=null", "training.checkpoint_minutes", None),
+        ("training.checkpoint_minutes=", "training.checkpoint_minutes", None),
+        ("training.deterministic=true", "training.deterministic", True),
+        ("run=a=b", "run", "a=b"),
+        ("data.image={size: [64, 32]}", "data.image.size", (64, 32)),
+        ("data.image.size=[64, 32]", "data.image.size", (64, 32)),
+    ],
+)
+def test_an_override_takes_the_place_of_a_value(override: str, key: str, value: Any) -> None:
+    text = (
+        "network: {channels: [4, 8, 16]}\n"
+        "regularization: {architecture: [{name: dropout, p: 0.1}]}\n"
+    )
+    found: Any = load(text, override)
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_an_override_reaches_into_a_list_of_layers_and_leaves_the_rest() -> None:
+    text = (
+        "regularization: {architecture: [{name: dropout, p: 0.1},"
+        " {name: heuristic_dropout, p: 0.1, k: 2}]}"
+    )
+    layers = load(text, "regularization.architecture.1.p=0.4").regularization.architecture
+    assert layers[0].parameters == {"p": 0.1}
+    assert layers[1].parameters == {"p": 0.4, "k": 2}
+
+
+def test_the_last_override_counts() -> None:
+    assert load("seed: 1", "seed=2", "seed=3").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "override 'seed': expected key.sub=value, as in seed=1"),
+        ("=3", "expected key.sub=value"),
+        ("sead=3", "unknown key 'sead'. Did you mean 'seed'"),
+        ("training.epoch=3", "unknown key 'training.epoch'. Did you mean 'epochs'"),
+        ("network.channels.3=9", "'3' is not an index of a list of 3 entries"),
+        ("network.channels.last=9", "'last' is not an index"),
+        ("network.channels.-1=9", "'-1' is not an index"),
+        ("name.x=1", "'x' lies below a single value"),
+        ("seed=[", "override 'seed=[':1: is not valid YAML"),
+        ("name=2020-13-45", "override 'name=2020-13-45': is not valid YAML: month"),
+        ("training={epochs: 1, epochs: 2}", "'epochs' is given a second time"),
+        ("seed=!!python/name:os.system", "is not valid YAML"),
+        ("name=" + "[" * 3000, "nested too deeply"),
+        ("seed=one", "'seed': input should be a valid integer"),
+    ],
+)
+def test_a_wrong_override_says_what_is_wrong(override: str, message: str) -> None:
+    said = refusal("network: {channels: [4, 8, 16]}", override)
+    assert message in said
+    assert len(said) < 400
+
+
+# Refusing what is wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "training:\n  epoch: 3",
+            "run.yaml:6: unknown key 'training.epoch'. Did you mean 'epochs'",
+        ),
+        ("\noptimiser: {lr: 1}", "run.yaml:6: unknown key 'optimiser'. Did you mean 'optimizer'"),
+        ("schedule: {nam: step}", "Known here: name, warmup_epochs"),
+        (
+            "regularization:\n  optimization:\n    early_stopping:\n      patiense: 3",
+            "run.yaml:8: unknown key 'regularization.optimization.early_stopping.patiense'. "
+            "Did you mean 'patience'",
+        ),
+        ("seed: 1\nseed: 2", "run.yaml:6: 'seed' is given a second time (first in line 5)"),
+        ("training: {epochs: 3, epochs: 3}", "'training.epochs' is given a second time"),
+        ("1: 2", "'1': keys should be strings"),
+        ("? [a, b]\n: 2", "run.yaml:5: a key must be plain text"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_line_and_the_nearest_right_one(
+    text: str, message: str
+) -> None:
+    assert message in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ("seed: one", "seed", "valid integer"),
+        ("seed: -1", "seed", "greater than or equal to 0"),
+        ("seed: 1.5", "seed", "valid integer"),
+        ("seed: yes", "seed", "a switch is no number"),
+        ("training: {epochs: true}", "training.epochs", "a switch is no number"),
+        ("training: {epochs: 0}", "training.epochs", "greater than or equal to 1"),
+        ("training: {progress: perhaps}", "training.progress", "valid boolean"),
+        ("training: {precision: bf61}", "training.precision", "Did you mean 'bf16'"),
+        ("training: {precision: 64}", "training.precision", "(found '64')"),
+        ("training: {validate_every: 31}", "the configuration", "no epoch would be validated"),
+        ("optimizer: {lr: .inf}", "optimizer.lr", "finite"),
+        ("optimizer: {lr: .nan}", "optimizer.lr", "(found nan)"),
+        ("optimizer: {lr: 0}", "optimizer.lr", "greater than 0"),
+        ("optimizer: {betas: [0.9]}", "optimizer.betas.1", "missing"),
+        ("optimizer: [adam]", "optimizer", "valid dictionary"),
+        ("network: {channels: [8]}", "network.channels", "at least 2"),
+        ("network: {channels: [8, 0]}", "network.channels.1", "greater than or equal to 1"),
+        ("network: {channels: 8}", "network.channels", "valid tuple"),
+        ("network: {norm: bacth}", "network.norm", "Did you mean 'batch'"),
+        ("schedule: {name: step}", "schedule", "milestones"),
+        ("schedule: {milestones: [3]}", "schedule", "milestones"),
+        ("regularization: {error: {ce: 0}}", "regularization.error", "at least one"),
+        (
+            "regularization: {error: {label_smoothing: 1}}",
+            "regularization.error.label_smoothing",
+            "1",
+        ),
+        ("regularization: {architecture: [dropout]}", "regularization.architecture.0", "'dropout'"),
+        (
+            "regularization: {architecture: [{p: 0.1}]}",
+            "regularization.architecture.0.name",
+            "missing",
+        ),
+        ("run: null", "run", "valid string"),
+    ],
+)
+def test_a_wrong_value_is_named_with_key_and_line(text: str, key: str, message: str) -> None:
+    said = refusal(text)
+    assert f"'{key}'" in said or key in said.split(": ", 1)[1]
+    assert message in said
+    assert "run.yaml" in said
+    assert "pydantic" not in said
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("{name: hueristic_dropout}", "did you mean 'heuristic_dropout'"),
+        ("{name: dropout, q: 0.1}", "unknown parameter of dropout 'q'"),
+        ("{name: heuristic_dropout, binz: 4}", "did you mean 'bins'"),
+        ("{name: dropout, p: 1}", "Dropout: p is the share of units to drop"),
+        ("{name: dropout, p: often}", "got 'often'"),
+        ("{name: heuristic_dropout, bins: 0}", "bins must be a whole number"),
+        ("{name: dropout, places: []}", "architecture.0.places': tuple should have at least 1"),
+        ("{name: dropout, places: 3}", "architecture.0.places"),
+    ],
+)
+def test_a_layer_that_cannot_be_built_is_refused_at_once(layer: str, message: str) -> None:
+    said = refusal(f"regularization:\n  architecture:\n    - {layer}")
+    assert "run.yaml:7: 'regularization.architecture.0" in said
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("{name: Rotat}", "unknown augmentation 'Rotat'. Did you mean 'Rotate'"),
+        ("{name: Rotate, limt: 3}", "Rotate has no argument 'limt'. Did you mean 'limit'"),
+        ("{name: Rotate, p: 7}", "Rotate: "),
+        ("{name: Affine, mask_interpolation: 1}", "Affine with mask_interpolation 1: labels"),
+    ],
+)
+def test_a_transform_that_cannot_be_built_is_refused_at_once(step: str, message: str) -> None:
+    said = refusal(f"regularization:\n  data:\n    - {step}")
+    assert f"run.yaml:7: 'regularization.data.0': {message}" in said
+
+
+def test_three_mistakes_are_shown_and_the_others_counted() -> None:
+    said = refusal("a: 1\nb: 1\nc: 1\nd: 1\nseed: x").splitlines()
+    assert len(said) == 3
+    assert said[-1].endswith("(and 2 more)")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(MedsegError, match="x: 'data' is missing. Add it"):
+        parse_config({"name": "x"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: &a 1\nrun: *a", r"run.yaml:6: is not valid YAML: aliases \(\*name\)"),
+        ("seed: !!python/object/apply:os.getpid []", "run.yaml:5: is not valid YAML: could not"),
+        ("seed: !!python/name:os.system", "is not valid YAML"),
+        ("seed: !mine 3", "is not valid YAML"),
+        ("training:\n\tepochs: 3", "run.yaml:6: is not valid YAML"),
+        ("seed: [1", "is not valid YAML"),
+        ("---\nseed: 1", "is not valid YAML.*another document"),
+        ("run: \x07", "is not valid YAML"),
+        ("run: 2020-13-45", "is not valid YAML: month must be in 1..12"),
+        ("seed: " + "9" * 5000, "is not valid YAML: .*digits"),
+        ("run: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("# " + "x" * MAX_BYTES, "larger than 1 MiB"),
+    ],
+)
+def test_what_is_no_plain_yaml_is_refused(text: str, message: str) -> None:
+    with pytest.raises(MedsegError, match=message):
+        load(text)
+
+
+def test_a_tag_never_runs_code(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    refusal(f"run: !!python/object/apply:os.mkdir ['{trace}']")
+    refusal("", f"run=!!python/object/apply:os.mkdir ['{trace}']")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("text", ["", "3", "[1, 2]", "words"])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(MedsegError, match="holds no configuration"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "pancreas.yaml").touch()
+    with pytest.raises(MedsegError, match="does not exist. Did you mean '.*/pancreas.yaml'"):
+        load_config(tmp_path / "pancraes.yaml")
+    with pytest.raises(MedsegError, match=r"none/x.yaml: does not exist\.$"):
+        load_config(tmp_path / "none" / "x.yaml")
+
+
+def test_a_folder_or_a_picture_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    for path in (tmp_path, tmp_path / "c.yaml"):
+        with pytest.raises(MedsegError, match="is not a YAML text file"):
+            load_config(path)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_no_file_whatever_crashes_the_reader(noise: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.yaml"
+        path.write_bytes(noise)
+        with pytest.raises(MedsegError):
+            load_config(path)
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_no_override_whatever_crashes_the_reader(text: str) -> None:
+    try:
+        load("", text)
+    except MedsegError:
+        return
+    assert "=" in text
+
+
+# Schema and command
+
+
+def printed(*arguments: str) -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        main(arguments)
+    return out.getvalue()
+
+
+def test_the_schema_is_valid_and_accepts_every_file_of_the_toolkit() -> None:
+    schema = json.loads(printed("--schema"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in FILES:
+        validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    validator.validate(content(training={"precision": 16}))
+    validator.validate(yaml.safe_load(load("").to_yaml()))
+    for wrong in ({"sead": 1}, {"training": {"epochs": 0}}, {"network": {"norm": "none"}}):
+        assert list(validator.iter_errors(content(**wrong)))
+
+
+def test_the_command_prints_the_resolved_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(LEAST, encoding="utf-8")
+    text = printed(str(path), "seed=5")
+    assert yaml.safe_load(text)["seed"] == 5
+    assert yaml.safe_load(text)["training"]["epochs"] == 30
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_command_says_how_it_is_used(arguments: list[str]) -> None:
+    with pytest.raises(MedsegError, match="usage: python -m medseg_reg.config"):
+        main(arguments)
+
+
+def test_the_command_ends_with_two_on_a_mistake() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "medseg_reg.config", "configs/dmeo.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: configs/dmeo.yaml: does not exist. Did you mean")
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,173 @@
+"""The documentation says what is so: keys, commands, links and examples."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from medseg_reg.config import Config, RegularizationSpec, load_config
+from medseg_reg.regularizers import base
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text("utf-8")) if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the Python commands of a page, or of the comments of a configuration, as words."""
+    text = page.read_text("utf-8")
+    if page.suffix == ".yaml":
+        shell = "\n".join(re.findall(r"^#   (.*)$", text, re.MULTILINE))
+    else:
+        inline = re.findall(r"`(python3? [^`\n]+)`", text)
+        shell = "\n".join([*blocks(page, "bash"), *inline])
+    lines = shell.replace("\\\n", " ").replace("&&", "\n").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [one for one in words if one and one[0] in ("python", "python3") and len(one) > 1]
+
+
+def options_of(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    if module.__name__ == "medseg_reg.config":
+        return {"--schema"}
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    return set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+
+
+@pytest.fixture(scope="module")
+def make_configuration() -> ModuleType:
+    path = ROOT / "docs" / "make_configuration.py"
+    spec = importlib.util.spec_from_file_location("make_configuration", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_configuration_is_up_to_date(make_configuration: ModuleType) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    assert page == make_configuration.page(), "run python docs/make_configuration.py"
+
+
+def test_the_page_of_the_configuration_names_every_key(make_configuration: ModuleType) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+
+    # From the JSON Schema, another source than the page's.
+    def leaves(schema: dict[str, Any], path: str) -> set[str]:
+        if "$ref" in schema:
+            schema = Config.model_json_schema()["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+        found = {path} if path else set()
+        for one in schema.get("anyOf", []):
+            found |= leaves(one, path)
+        if "properties" not in schema:
+            items = schema.get("items", {})
+            return found | (leaves(items, f"{path}[]") if "$ref" in items else set())
+        for key, value in schema["properties"].items():
+            found |= leaves(value, f"{path}.{key}" if path else key)
+        return found
+
+    every = leaves(Config.model_json_schema(), "")
+    groups = {key for key in every if any(one.startswith(f"{key}.") for one in every)}
+    assert every - groups - listed == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=name)
+def test_every_command_names_what_exists(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(page):
+        shown = " ".join(words)
+        used = [word.split("=")[0] for word in words if word.startswith("--")]
+        if words[1] == "-m":
+            if words[2] in ("venv", "pip"):
+                continue
+            assert importlib.util.find_spec(words[2]), f"{shown}: there is no such module"
+            known = options_of(importlib.import_module(words[2]), capsys)
+        else:
+            script = ROOT / words[1]
+            assert script.is_file(), f"{shown}: there is no such file"
+            known = set(re.findall(r"--[a-z][a-z-]*", script.read_text("utf-8")))
+        unknown = sorted(set(used) - known)
+        assert not unknown, f"{shown}: has no option {', '.join(unknown)}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=name)
+def test_every_configuration_of_a_command_can_be_read(page: Path) -> None:
+    for words in commands(page):
+        for index, word in enumerate(words):
+            if word.startswith("configs/") and word.endswith(".yaml"):
+                rest = [w for w in words[index + 1 :] if not w.startswith((">", "-"))]
+                load_config(ROOT / word, [w for w in rest if "=" in w])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_every_configuration_is_valid(config: Path) -> None:
+    assert load_config(config).data.store.parts[0] == "data"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_relative_link_is_broken(page: Path) -> None:
+    for link in LINK.findall(BLOCK.sub("", page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: does not exist"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles]
+            assert anchor in slugs, f"{link}: {target.name} has no such heading"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+def test_the_python_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # an example may register
+    for number, text in enumerate(blocks(page, "python")):
+        exec(compile(text, f"{page.name}, block {number}", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "yaml")], ids=name)
+def test_the_examples_of_regularization_are_valid(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        content = yaml.safe_load(text)
+        assert set(content) == {"regularization"}
+        RegularizationSpec.model_validate(content["regularization"])
+
+
+def test_the_regularizers_page_describes_every_layer_with_its_defaults() -> None:
+    page = (ROOT / "docs" / "regularizers.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `([^`]+)` \|$", page, re.MULTILINE))
+    assert set(rows) == set(base.regularizer_names())
+    for layer, text in rows.items():
+        stated = yaml.safe_load("{" + text + "}")
+        assert stated.items() <= vars(base.build(layer)).items(), layer
+
+
+def test_the_readme_opens_with_the_demo_and_with_the_tests() -> None:
+    demo, tests = blocks(ROOT / "README.md", "bash")[:2]
+    for command, end in (
+        (demo, "python -m medseg_reg.train --config configs/demo.yaml"),
+        (tests, "pytest"),
+    ):
+        steps = command.strip().split(" && ")
+        assert steps[:2] == ["python3 -m venv .venv", ". .venv/bin/activate"]
+        assert steps[2].startswith("pip install -c constraints.txt -e ")
+        assert steps[3:] == [end]
