@@ -36,6 +36,8 @@ from medseg_reg.io.images import image_shape, read_image, read_labels
 # Folder of the archive -> part of the store.
 PARTS = {"training": "train", "test": "test"}
 VIDEO_KEY = "Video Id"
+# Frames of the official archive.
+OFFICIAL = {"train": 55_750, "test": 3_500}
 
 DESCRIPTION = Description(
     name="BAGLS",
@@ -189,6 +191,19 @@ def _cases(frames: Sequence[Frame], part: str) -> list[CaseSource]:
     return cases
 
 
+def _notes(cases: Sequence[CaseSource]) -> tuple[str, ...]:
+    """Say so where this is not the whole of BAGLS."""
+    found = {
+        # Each frame has three files: image, mask, meta.
+        part: sum(len(case.files) // 3 for case in cases if case.part == part)
+        for part in OFFICIAL
+    }
+    if found == OFFICIAL:
+        return ()
+    shown = ", ".join(f"{found[part]} of {OFFICIAL[part]} {part} frames" for part in OFFICIAL)
+    return (f"a part of BAGLS ({shown}): scores are not comparable with published ones",)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and convert."""
     parser = argparse.ArgumentParser(
@@ -211,18 +226,18 @@ def main(arguments: Sequence[str]) -> None:
     )
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
+    cases = find_cases(options.source)
     store = convert(
-        find_cases(options.source),
+        cases,
         partial(read_case, color=options.color, threshold=options.threshold),
-        DESCRIPTION,
+        DESCRIPTION.model_copy(update={"notes": _notes(cases)}),
         options,
         {"converter": "bagls", "color": options.color, "threshold": options.threshold},
     )
     counts = [count for row in store.manifest.cases for count in row.foreground]
     print(
         f"{counts.count(0)} of {len(counts)} masks have no foreground: valid, a closed glottis.\n"
-        "Scores on a part of BAGLS are not comparable with published ones. Licence: "
-        f"{DESCRIPTION.licence}, not for commercial use."
+        f"Licence: {DESCRIPTION.licence}, not for commercial use."
     )
 
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from medseg_reg.data.store import CaseRow, Description, SliceStore
@@ -77,27 +74,22 @@ def convert(
             be read are kept, so that the same command goes on after the repair.
     """
     sources = _without(sources, arguments.skip)
-    settings = {**settings, "skip": sorted(arguments.skip), "sources": _fingerprint(sources)}
-    writer = StoreWriter(arguments.out, description, settings)
+    selection = {"skip": sorted(arguments.skip), "sources": _fingerprint(sources)}
+    writer = StoreWriter(arguments.out, description, settings, selection)
     if (store := writer.finished()) is not None:
         print(f"{arguments.out}: is already complete ({len(store.rows)} cases); nothing to do.")
         return store
-    require_space(arguments.out.parent, sum(f.stat().st_size for s in sources for f in s.files))
     writer.begin()
-    todo = [source for source in sources if not writer.has(source.name)]
+    todo = [source for source in sources if not writer.has(source)]
     if len(todo) < len(sources):
-        print(f"{arguments.out}: going on; {len(sources) - len(todo)} cases are already there.")
+        there = len(sources) - len(todo)
+        print(f"{arguments.out}: going on; {_cases(there)} {_are(there)} already there.")
     try:
         failures = _convert_all(todo, read, writer, arguments.workers)
     finally:
         writer.discard_if_empty()
     if failures:
-        kept = sum(writer.has(source.name) for source in sources)
-        shown = "\n".join(str(failure) for failure in failures[:3])
-        more = f"\n... and {len(failures) - 3} more cases" if len(failures) > 3 else ""
-        raise MedsegError(
-            f"{shown}{more}" + (f"\n{kept} cases are kept; repair, then run again." if kept else "")
-        )
+        raise _told_together(failures, kept=sum(writer.has(source) for source in sources))
     store = writer.publish([source.name for source in sources])
     print(summary(store))
     return store
@@ -105,37 +97,80 @@ def convert(
 
 def _convert_all(
     todo: Sequence[CaseSource], read: Reader, writer: StoreWriter, workers: int
-) -> list[MedsegError]:
-    """Convert cases and return what went wrong; a full disk or a stop ends it at once."""
-    failures: list[MedsegError] = []
+) -> dict[str, MedsegError]:
+    """Convert cases; return by name what went wrong. A full disk or a stop ends it at once."""
+    failures: dict[str, MedsegError] = {}
+    space = _Space(writer.out.parent, todo)
     with tqdm(total=len(todo), unit="case", disable=not todo) as bar:
+
+        def settle(source: CaseSource, row: Callable[[], CaseRow]) -> None:
+            try:
+                made = row()
+            except MedsegError as failure:
+                failures[source.name] = failure
+                space.left_out(source)
+            else:
+                space.written(source, made)
+            bar.update()
+
         if workers <= 1 or len(todo) <= 1:
             for source in todo:
-                try:
-                    convert_one(source, read, writer)
-                except MedsegError as failure:
-                    failures.append(failure)
-                bar.update()
+                settle(source, partial(convert_one, source, read, writer))
             return failures
         # Spawned, not forked: a forked child of a process with threads can deadlock.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
-            waiting: set[Future[CaseRow]] = {
-                pool.submit(convert_one, source, read, writer) for source in todo
-            }
+            waiting = {pool.submit(convert_one, source, read, writer): source for source in todo}
             try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        try:
-                            future.result()
-                        except MedsegError as failure:
-                            failures.append(failure)
-                        bar.update()
+                for future in as_completed(waiting):
+                    settle(waiting[future], future.result)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return failures
+
+
+class _Space:
+    """Whether the disk has room for the cases to come, judged by the first one written.
+
+    Compressed sources grow by a factor that no one knows before, but that is much alike for all
+    cases of a data set.
+    """
+
+    def __init__(self, folder: Path, todo: Sequence[CaseSource]) -> None:
+        uses = Counter(file for source in todo for file in source.files)
+        self.folder = folder
+        # A file of many cases, such as a zip of all labels, says nothing about any one of them.
+        self.size = {
+            source.name: sum(file.stat().st_size for file in source.files if uses[file] == 1)
+            for source in todo
+        }
+        self.judged = False
+        require_space(folder, sum(self.size.values()))
+
+    def left_out(self, source: CaseSource) -> None:
+        """Forget a case that will not be written."""
+        self.size.pop(source.name)
+
+    def written(self, source: CaseSource, row: CaseRow) -> None:
+        """Refuse to go on if cases like this one will not fit."""
+        own = self.size.pop(source.name)
+        if not self.judged and own:
+            mask = math.prod(row.shape[:3])
+            image = math.prod(row.shape) * np.dtype(row.dtype).itemsize
+            require_space(self.folder, (image + mask) * sum(self.size.values()) // own)
+        self.judged = True
+
+
+def _told_together(failures: dict[str, MedsegError], kept: int) -> MedsegError:
+    """Return one error for all: the first in full, the others by name."""
+    names = list(failures)
+    text = [str(failures[names[0]])]
+    if others := names[1:]:
+        text.append(f"Not converted either: {_listed(others)}.")
+    if kept:
+        text.append(f"{_cases(kept)} {_are(kept)} kept; repair, then run again.")
+    return MedsegError("\n".join([text[0], " ".join(text[1:])]).strip())
 
 
 def convert_one(source: CaseSource, read: Reader, writer: StoreWriter) -> CaseRow:
@@ -168,12 +203,15 @@ def _without(sources: Sequence[CaseSource], skip: Sequence[str]) -> list[CaseSou
 
 
 def _fingerprint(sources: Sequence[CaseSource]) -> str:
-    """Return a hash of the cases and the names and sizes of their files, cheap to ask for."""
-    digest = hashlib.sha256()
-    for source in sources:
-        files = [(file.name, file.stat().st_size) for file in source.files]
-        digest.update(repr((source.name, source.group, source.part, files)).encode())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("".join(s.fingerprint() for s in sources).encode()).hexdigest()[:16]
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -192,6 +230,11 @@ def _notes(store: SliceStore) -> list[tuple[str, str]]:
     ]
 
 
+def _channels(rows: Sequence[CaseRow]) -> str:
+    counts = sorted({row.channels for row in rows})
+    return f"{' or '.join(map(str, counts))} channel{'s' * (counts != [1])}"
+
+
 def summary(store: SliceStore) -> str:
     """Return the table that ends a conversion."""
     rows = store.manifest.cases
@@ -207,11 +250,12 @@ def summary(store: SliceStore) -> str:
         ("slices", f"{slices}, {filled} with foreground ({filled / slices:.0%})"),
         ("slice sizes", _listed(shapes)),
         ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(store.classes))),
-        ("pixels", f"{dtypes}, {store.manifest.description.unit}"),
+        ("pixels", f"{dtypes}, {store.manifest.description.unit}, {_channels(rows)}"),
         ("size", f"{size / 1e6:.1f} MB"),
     ]
     for part in parts:
         lines.append((f"official {part}", f"{sum(row.part == part for row in rows)} cases"))
+    lines += [("note", note) for note in store.manifest.description.notes]
     lines += _notes(store)
     lines.append(("look at", str(store.path / "overview.png")))
     width = max(len(key) for key, _ in lines)

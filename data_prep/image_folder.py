@@ -137,12 +137,13 @@ def _description(options: argparse.Namespace, pairs: list[Pair], grouped: bool) 
     hounsfield = first.suffix.lower() == ".npz" and "hu" in npz_keys(first)
     return Description(
         name=options.name or options.source.resolve().name,
-        source=f"{len(pairs)} images" + ("" if grouped else f"; {NO_GROUPS}"),
+        source=f"{len(pairs)} images",
         licence=options.licence,
         citation=options.citation,
         modality=options.modality or ("CT" if hounsfield else "image"),
         unit=options.unit or ("HU" if hounsfield else "gray value"),
         classes=with_background(options.classes),
+        notes=() if grouped else (NO_GROUPS,),
     )
 
 

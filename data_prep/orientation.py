@@ -94,7 +94,7 @@ def prove_orientation(
     if len(ranked) > 1 and ranked[0].score - ranked[1].score < margin:
         raise MedsegError(
             f"case {name}: the label's orientation cannot be proved: best {ranked[0]}; second "
-            f"{ranked[1]}; a lead of {margin:.2f} is needed.\nCheck that label and scan belong "
+            f"{ranked[1]}; a lead of {margin:.2f} is needed. Check that label and scan belong "
             "together; leave the case out with --skip if they do not."
         )
     return ranked[0]

@@ -106,8 +106,9 @@ def find_scans(folder: Path) -> dict[int, tuple[Path, ...]]:
     for path in (*folder.rglob("*"), folder):
         if path.is_dir() and (match := FOLDER.fullmatch(path.resolve().name)):
             scans.setdefault(int(match[1]), [])
+    in_folders = bool(scans)
     for path in files:
-        number = _number_of_folder(path, folder) if scans else _number_in_header(path)
+        number = _number_of_folder(path, folder) if in_folders else _number_in_header(path)
         if number is not None:
             scans.setdefault(number, []).append(path)
     if not any(scans.values()):

@@ -66,7 +66,10 @@ class CaseRow(BaseModel):
 
 
 class Description(BaseModel):
-    """What a data set is, said once for all its cases."""
+    """What a data set is, said once for all its cases.
+
+    `notes` are what must be said wherever scores on these data are shown.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,6 +80,7 @@ class Description(BaseModel):
     modality: str
     unit: str
     classes: tuple[str, ...] = Field(min_length=2, max_length=256)
+    notes: tuple[str, ...] = ()
 
 
 class Manifest(BaseModel):

@@ -46,6 +46,12 @@ class CaseSource:
     part: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the case and of its files' names and sizes, cheap to ask for."""
+        files = [(file.name, file.stat().st_size) for file in self.files]
+        text = repr((self.name, self.group, self.part, files))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 @dataclass
 class CaseArrays:
@@ -72,15 +78,25 @@ class StoreWriter:
     Args:
         out: the store's final path.
         description: what the data are.
-        settings: everything that decides what is written; a store made with other settings is
-            never overwritten or continued.
+        settings: everything that decides how a case is written; a store made with other settings
+            is never overwritten or continued.
+        selection: what decides which cases are written. A finished store with another selection
+            is never overwritten; an interrupted one goes on with it, so that a case can be
+            repaired or left out.
     """
 
-    def __init__(self, out: Path, description: Description, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        description: Description,
+        settings: dict[str, Any],
+        selection: dict[str, Any] | None = None,
+    ) -> None:
         self.out = out
         self.partial = out.parent / f".{out.name}.partial"
         self.description = description
         self.settings = settings
+        self.selection = selection or {}
 
     def finished(self) -> SliceStore | None:
         """Return the store if it is there already, made with the same settings."""
@@ -92,10 +108,11 @@ class StoreWriter:
                 "was touched."
             )
         store = SliceStore(self.out)
-        if store.manifest.settings != self.settings:
+        wanted = {**self.settings, **self.selection}
+        if store.manifest.settings != wanted:
             raise MedsegError(
                 f"{self.out}: was made with other settings or sources "
-                f"({_difference(store.manifest.settings, self.settings)}). Choose another --out, "
+                f"({_difference(store.manifest.settings, wanted)}). Choose another --out, "
                 "or delete it first."
             )
         return store
@@ -108,22 +125,28 @@ class StoreWriter:
             found = read_json(settings)
             if found != self.settings:
                 raise MedsegError(
-                    f"{self.partial}: is left from a conversion with other settings or sources "
+                    f"{self.partial}: is left from a conversion with other settings "
                     f"({_difference(found, self.settings)}). Delete it, or use those settings."
                 )
         for folder in ("images", "masks", "cases"):
             require_writable(self.partial / folder)
         write_json(settings, self.settings)
 
-    def has(self, name: str) -> bool:
-        """Whether a case is already written whole."""
-        return (self.partial / "cases" / f"{name}.json").exists()
+    def has(self, source: CaseSource) -> bool:
+        """Whether a case is already written whole, from files of these names and sizes."""
+        file = self._row_file(source.name)
+        return file.exists() and read_json(file)["fingerprint"] == source.fingerprint()
+
+    def _row_file(self, name: str) -> Path:
+        return self.partial / "cases" / f"{name}.json"
 
     def write(self, source: CaseSource, arrays: CaseArrays, source_sha256: str) -> CaseRow:
         """Check and write one case; may run in a worker process."""
         check_arrays(source.name, arrays, len(self.description.classes))
         image = np.ascontiguousarray(arrays.image)
         mask = np.ascontiguousarray(arrays.mask)
+        # A row from before a repair must not outlive the arrays that it speaks of.
+        self._row_file(source.name).unlink(missing_ok=True)
         # Hashing lets go of the interpreter, so it runs beside the writing.
         with ThreadPoolExecutor(2) as pool:
             image_sha256 = pool.submit(npy_sha256, image)
@@ -146,16 +169,18 @@ class StoreWriter:
                 mask_sha256=mask_sha256.result(),
                 notes=arrays.notes,
             )
-        write_json(self.partial / "cases" / f"{source.name}.json", row.model_dump(mode="json"))
+        content = {"fingerprint": source.fingerprint(), "row": row.model_dump(mode="json")}
+        write_json(self._row_file(source.name), content)
         return row
 
     def publish(self, names: list[str]) -> SliceStore:
         """Write manifest and overview, flush all to disk, and give the store its final name."""
-        rows = [
-            CaseRow.model_validate(read_json(self.partial / "cases" / f"{name}.json"))
-            for name in names
-        ]
-        manifest = Manifest(description=self.description, settings=self.settings, cases=tuple(rows))
+        rows = [CaseRow.model_validate(read_json(self._row_file(name))["row"]) for name in names]
+        settings = {**self.settings, **self.selection}
+        manifest = Manifest(description=self.description, settings=settings, cases=tuple(rows))
+        for file in self.partial.glob("*/*.npy"):
+            if file.stem not in names:
+                file.unlink()  # of a case that was left out after it had been written
         write_json(self.partial / "manifest.json", manifest.model_dump(mode="json"))
         write_overview(SliceStore(self.partial), self.partial / "overview.png")
         shutil.rmtree(self.partial / "cases")
@@ -205,8 +230,15 @@ def _save(path: Path, array: Array) -> None:
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            np.lib.format.write_array(file, array, allow_pickle=False)
+            header = np.lib.format.header_data_from_array_1_0(array)
+            np.lib.format.write_array_header_1_0(file, header)
+            # Not by ndarray.tofile, which hides the reason when the disk is full.
+            file.write(memoryview(array).cast("B"))
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -62,6 +62,7 @@ class DataFacts(BaseModel):
     licence: str
     manifest_sha256: str
     conversion: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, store: SliceStore, channels: int) -> DataFacts:
@@ -77,6 +78,7 @@ class DataFacts(BaseModel):
             licence=about.licence,
             manifest_sha256=manifest_hash(store),
             conversion=store.manifest.settings,
+            notes=about.notes,
         )
 
 

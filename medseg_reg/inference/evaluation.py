@@ -72,6 +72,7 @@ def evaluate(
     summary = {
         **stamp,
         "data": run.data_facts().name,
+        "notes": list(run.data_facts().notes),
         "cases": list(cases),
         **summarise(per_case, per_slice, config),
         "environment": environment(),
@@ -193,7 +194,9 @@ def headline(run: RunDirectory, summary: dict[str, Any]) -> str:
     if score["low"] is not None:
         shown = f"{score['low']:.3f} to {score['high']:.3f}"
     part = summary["part"]
+    notes = "".join(f"note: {note}\n" for note in summary["notes"])
     return (
+        f"{notes}"
         f"{part}: {score['n']} patients or videos, mean volume DICE {score['mean']:.4f} "
         f"({shown}), IoU {overlap['mean']:.4f}\n"
         f"run {run.path}\n"

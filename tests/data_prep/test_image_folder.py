@@ -116,7 +116,7 @@ class TestGroups:
         store = convert()
         assert len(store.rows) == 6
         assert "WARNING: every image is its own group" in capsys.readouterr().out
-        assert "every image is its own group" in store.manifest.description.source
+        assert "every image is its own group" in store.manifest.description.notes[0]
 
     def test_numbers_get_a_word_and_odd_letters_a_dash(self, tmp_path):
         for name in ("7", "a b", "x/y"):

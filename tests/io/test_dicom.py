@@ -88,14 +88,10 @@ class TestGrid:
         if np.cross(along, down) @ step < 0:
             centre = np.array(step) * 2  # the last written slice comes first
         lps = centre + 0.7 * along + 0.8 * 2 * down
-        np.testing.assert_allclose(
-            (volume.affine @ [1, 2, 3, 1])[:3], lps * [-1, -1, 1], atol=1e-6
-        )
+        np.testing.assert_allclose((volume.affine @ [1, 2, 3, 1])[:3], lps * [-1, -1, 1], atol=1e-6)
 
     def test_positions_rounded_by_the_scanner_are_one_gap(self, write_series: Write) -> None:
-        folder = write_series(
-            each=lambda i: {"ImagePositionPatient": [0, 0, round(i * 0.7031, 2)]}
-        )
+        folder = write_series(each=lambda i: {"ImagePositionPatient": [0, 0, round(i * 0.7031, 2)]})
         assert read(folder).affine[2, 2] == pytest.approx(0.7031, abs=2e-3)
 
     def test_slice_thickness_does_not_decide_the_gap(self, write_series: Write) -> None:
@@ -283,9 +279,7 @@ class TestOneSeries:
 
 class TestRefusedGrid:
     def at(self, write_series: Write, heights: list[float]) -> str:
-        return refused(
-            write_series(each=lambda i: {"ImagePositionPatient": [0, 0, heights[i]]})
-        )
+        return refused(write_series(each=lambda i: {"ImagePositionPatient": [0, 0, heights[i]]}))
 
     def test_two_slices_at_one_position(self, write_series: Write) -> None:
         text = self.at(write_series, [0, 3, 6, 6, 9, 12])
