@@ -35,7 +35,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def explain_os_error(error: OSError) -> str:
     """Say in one line what the operating system refused, and what to do about it."""
     where = error.filename or "the output folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return f"{where}: no space is left on this disk. Free some, or write to another disk."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}: not permitted ({error.strerror}). Choose a folder that you may write to."

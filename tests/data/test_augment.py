@@ -99,6 +99,13 @@ def test_a_spawned_process_gives_the_same_results() -> None:
         assert np.array_equal(y, here[1]), name
 
 
+def test_an_interpolation_that_overshoots_stays_in_range() -> None:
+    mask = slice_of(32, 32, 1)[1]
+    cubic = Augmentation([("Affine", {"rotate": [20, 20], "interpolation": 2, "p": 1.0})])
+    x, _ = cubic((mask > 0).astype(np.float32)[..., None], mask, 0)
+    assert (x.min(), x.max()) == (0, 1)
+
+
 def test_nothing_is_drawn_from_the_global_generator() -> None:
     np.random.seed(4)
     before = np.random.get_state()[1].copy()  # type: ignore[index]
