@@ -79,12 +79,11 @@ def convert(
     if (store := writer.finished()) is not None:
         print(f"{arguments.out}: is already complete ({len(store.rows)} cases); nothing to do.")
         return store
-    writer.begin()
-    todo = [source for source in sources if not writer.has(source)]
-    if len(todo) < len(sources):
-        there = len(sources) - len(todo)
-        print(f"{arguments.out}: going on; {_cases(there)} {_are(there)} already there.")
     try:
+        writer.begin()
+        todo = [source for source in sources if not writer.has(source)]
+        if there := len(sources) - len(todo):
+            print(f"{arguments.out}: going on; {_cases(there)} {_are(there)} already there.")
         failures = _convert_all(todo, read, writer, arguments.workers)
     finally:
         writer.discard_if_empty()

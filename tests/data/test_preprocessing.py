@@ -76,6 +76,7 @@ def test_scaling_leaves_the_stored_slice_as_it_is() -> None:
     st.integers(-2000, 2000),
     st.integers(1, 4000),
 )
+@settings(deadline=None)
 def test_scaled_values_lie_in_zero_to_one_and_keep_their_order(
     values: list[int], low: int, width: int
 ) -> None:

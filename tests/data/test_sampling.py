@@ -30,6 +30,7 @@ def batches_of(sampler: BatchSampler, epoch: int = 0, start: int = 0) -> list[li
 
 
 @given(both_kinds, specs, st.integers(0, 2**32 - 1), st.integers(0, 500))
+@settings(deadline=None)
 def test_each_slice_is_drawn_once_before_any_is_drawn_again(
     flags: list[bool], spec: SamplingSpec, seed: int, epoch: int
 ) -> None:
@@ -55,6 +56,7 @@ def test_many_slices_are_drawn_in_whole_rounds() -> None:
 
 
 @given(both_kinds, specs, st.integers(0, 1000), st.integers(0, 100))
+@settings(deadline=None)
 def test_the_same_seed_and_epoch_give_the_same_samples(
     flags: list[bool], spec: SamplingSpec, seed: int, epoch: int
 ) -> None:
@@ -69,6 +71,7 @@ def test_every_epoch_and_every_seed_has_its_own_order_and_augmentation() -> None
 
 
 @given(both_kinds, st.floats(0.05, 0.95), st.integers(1, 90))
+@settings(deadline=None)
 def test_the_balanced_share_is_met_to_within_one_sample(
     flags: list[bool], share: float, count: int
 ) -> None:

@@ -142,12 +142,6 @@ class TestTruth:
         assert min(pydicom.dcmread(f).pixel_array.min() for f in scan(source, 1)) == -2048
         assert convert(source).image("pancreas_0001").min() == -1024
 
-    def test_worker_processes_give_the_same_store(self, phantom: Phantom) -> None:
-        source = phantom()
-        one = convert(source)
-        two = convert(source, "--workers", "2", out="two")
-        assert two.manifest.cases == one.manifest.cases
-
 
 class TestPairing:
     def test_copies_of_scan_2_are_left_out(self, phantom: Phantom, capsys) -> None:

@@ -100,12 +100,9 @@ class TestFiles:
                     )
 
     def test_scans_differ_in_how_they_are_stored(self, phantom: Phantom) -> None:
-        ways = set()
+        ways, source = set(), phantom(cases=4)
         for number in range(1, 5):
-            one = [
-                pydicom.dcmread(p)
-                for p in phantom(f"p{number}", cases=4).rglob(f"PANCREAS_000{number}/**/*.dcm")
-            ]
+            one = [pydicom.dcmread(p) for p in source.rglob(f"PANCREAS_000{number}/**/*.dcm")]
             one.sort(key=lambda slice_: slice_.InstanceNumber)
             upwards = one[0].ImagePositionPatient[2] < one[1].ImagePositionPatient[2]
             ways.add((upwards, float(one[0].ImageOrientationPatient[4])))

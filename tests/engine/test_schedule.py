@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg_reg.config import ScheduleSpec
@@ -53,16 +53,19 @@ def test_the_factor_is_that_of_the_formula(
 
 
 @given(smooth, st.floats(0, 1), st.integers(1, 200))
+@settings(deadline=None)
 def test_the_factor_lies_between_zero_and_one(spec: ScheduleSpec, t: float, epochs: int) -> None:
     assert 0 <= learning_rate_factor(spec, t * epochs, epochs) <= 1
 
 
 @given(smooth, st.integers(1, 200))
+@settings(deadline=None)
 def test_the_first_step_is_never_without_effect(spec: ScheduleSpec, epochs: int) -> None:
     assert learning_rate_factor(spec, 0.0, epochs) >= 0.01
 
 
 @given(smooth, st.floats(0, 0.99), st.floats(0, 0.99), st.integers(30, 200))
+@settings(deadline=None)
 def test_the_rate_rises_in_the_warm_up_and_never_after(
     spec: ScheduleSpec, a: float, b: float, epochs: int
 ) -> None:
@@ -78,6 +81,7 @@ def test_the_rate_rises_in_the_warm_up_and_never_after(
 
 
 @given(smooth.filter(lambda spec: spec.warmup_epochs > 0), st.integers(30, 200))
+@settings(deadline=None)
 def test_the_warm_up_ends_without_a_jump(spec: ScheduleSpec, epochs: int) -> None:
     warm = spec.warmup_epochs
     before = learning_rate_factor(spec, warm * (1 - 1e-6), epochs)
@@ -86,6 +90,7 @@ def test_the_warm_up_ends_without_a_jump(spec: ScheduleSpec, epochs: int) -> Non
 
 
 @given(smooth)
+@settings(deadline=None)
 def test_after_the_last_epoch_the_rate_stays(spec: ScheduleSpec) -> None:
     assert learning_rate_factor(spec, 60, 50) == learning_rate_factor(spec, 50, 50)
 
