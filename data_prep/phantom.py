@@ -61,11 +61,15 @@ def main(arguments: Sequence[str]) -> None:
         description="Make a phantom data set in the layout of Pancreas-CT.",
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--cases", type=int, default=12)
-    parser.add_argument("--size", type=int, default=96, help="rows and columns")
-    parser.add_argument("--slices", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layout", choices=LAYOUTS, default="manifest")
+    parser.add_argument("--cases", type=int, default=12, help="number of scans (default: 12)")
+    parser.add_argument("--size", type=int, default=96, help="rows and columns (default: 96)")
+    parser.add_argument("--slices", type=int, default=24, help="of a scan (default: 24)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="equal seeds give equal files (default: 0)"
+    )
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="manifest", help="of folders and names of the files"
+    )
     parser.add_argument(
         "--shuffle", action="store_true", help="file names that do not follow the slices"
     )
