@@ -4,16 +4,18 @@
 
 It shares with a run of the toolkit the split, the slices, the augmentation, the loss, the
 optimizer, the learning rates, the number of epochs and batches, and the scoring; the network and
-the loop are MONAI's and torch's own. BasicUNet has no regularizer here. It leaves
-`evaluation/per_case.csv` and `summary.json` in the output directory.
+the loop are MONAI's and torch's own. BasicUNet has no regularizer here. It computes on the CPU,
+and leaves `evaluation/per_case.csv` and `summary.json` in the output directory. Configurations
+that it does not reproduce are refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from monai.networks.nets import BasicUNet
 from monai.utils import set_determinism
@@ -26,6 +28,7 @@ from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.precision import choose_precision
 from medseg_reg.engine.schedule import learning_rate_factor
+from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import write_json
 from medseg_reg.inference.evaluation import case_table, count_slices, slice_table, summarise
 from medseg_reg.inference.predictor import Predictor
@@ -42,14 +45,42 @@ def basic_unet(config: Config, channels: int, classes: int) -> BasicUNet:
     return BasicUNet(2, channels, classes, features=(*widths, widths[0]))
 
 
-def main() -> None:
+def require_reproduced(config: Config) -> None:
+    """Refuse a configuration with settings that the loop below would leave out unnoticed.
+
+    Raises:
+        MedsegError: names these settings.
+    """
+    groups, training = config.regularization, config.training
+    left_out = {
+        f"optimizer.name {config.optimizer.name}": config.optimizer.name != "adam",
+        "penalty.weight_decay": groups.penalty.weight_decay > 0,
+        "error.class_weights": groups.error.class_weights is not None,
+        "error.label_smoothing": groups.error.label_smoothing > 0,
+        "optimization.gradient_clip": groups.optimization.gradient_clip is not None,
+        "optimization.early_stopping": groups.optimization.early_stopping is not None,
+        "optimization.select last": groups.optimization.select != "best",
+        "training.accumulate": training.accumulate > 1,
+        "training.validate_every": training.validate_every > 1,
+        "network.channels of other than 4 or 5 levels": len(config.network.channels) not in (4, 5),
+    }
+    found = [name for name, given in left_out.items() if given]
+    if found:
+        raise MedsegError(
+            f"{config.name}: this baseline does not reproduce {', '.join(found)}. Compare with a "
+            "configuration without."
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, keep the best epoch, score the test part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
+    require_reproduced(config)
     set_determinism(config.seed)
     store = SliceStore(config.data.store)
     splits = make_splits(store, config.data.split)
@@ -66,7 +97,7 @@ def main() -> None:
     network = basic_unet(config, data.channels, len(store.classes))
     best = train(network, config, data)
     network.load_state_dict(best)
-    predictor = Predictor(network, config.data.image, data.channels)
+    predictor = Predictor(network, config.data.image, data.channels, device="cpu")
     counts = {
         case: count_slices(
             predictor.labels(store.image(case), case), store.mask(case), len(store.classes)
@@ -79,16 +110,19 @@ def main() -> None:
     per_case.to_csv(options.out / "evaluation" / "per_case.csv", index=False)
     summary = {"splits_hash": splits.hash, **summarise(per_case, per_slice, config)}
     write_json(options.out / "summary.json", summary)
-    print(f"test DICE {summary['dice']['mean']:.4f}")
+    score = summary["dice"]["mean"]
+    print("test: no score" if score is None else f"test DICE {score:.4f}")
 
 
 def train(network: BasicUNet, config: Config, data: SliceDataModule) -> dict[str, torch.Tensor]:
     """Train and return the weights of the epoch with the best validation DICE."""
     error = config.regularization.error
     loss = MixedLoss(error.ce, error.dice, error.ssim)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.lr)
+    spec = config.optimizer
+    optimizer = torch.optim.Adam(network.parameters(), spec.lr, spec.betas, spec.eps)
     bfloat = choose_precision(config.training.precision, "cpu").startswith("bf16")
-    best_score, best = -1.0, {}
+    best_score = -1.0
+    best: dict[str, torch.Tensor] = {}
     size = config.data.batch_size
     for epoch in range(config.training.epochs):
         order = epoch_order(data.train.foreground, config.data.sampling, config.seed, epoch)
@@ -97,7 +131,7 @@ def train(network: BasicUNet, config: Config, data: SliceDataModule) -> dict[str
         for index, batch in enumerate(DataLoader(data.train, batch_sampler=batches)):
             done = epoch + index / len(batches)
             factor = learning_rate_factor(config.schedule, done, config.training.epochs)
-            optimizer.param_groups[0]["lr"] = config.optimizer.lr * factor
+            optimizer.param_groups[0]["lr"] = spec.lr * factor
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat):
                 logits = network(batch["image"])
             optimizer.zero_grad()
@@ -105,24 +139,26 @@ def train(network: BasicUNet, config: Config, data: SliceDataModule) -> dict[str
             optimizer.step()
         score = validate(network, config, data)
         print(f"epoch {epoch + 1}/{config.training.epochs} val DICE {score:.4f}", flush=True)
-        if score > best_score:
+        # Under the policy `nan` there may be no score at all, which any other beats.
+        score = -1.0 if math.isnan(score) else score
+        if score > best_score or not best:
             best_score = score
             best = {name: value.clone() for name, value in network.state_dict().items()}
     return best
 
 
 def validate(network: BasicUNet, config: Config, data: SliceDataModule) -> float:
-    """Return the mean DICE over the validation cases."""
+    """Return the mean DICE over the validation cases, NaN where none has a score."""
     network.eval()
-    predictor = Predictor(network, config.data.image, data.channels)
+    predictor = Predictor(network, config.data.image, data.channels, device="cpu")
     store = data.store
     scores = []
     for case in data.splits.val:
         predicted = predictor.labels(store.image(case), case)
         counts = count_slices(predicted, store.mask(case), len(store.classes)).sum(dim=0)
-        scores.append(dice(counts, config.evaluation.empty)[1:].numpy())
-    return float(np.nanmean(scores))
+        scores.append(dice(counts, config.evaluation.empty)[1:])
+    return float(torch.stack(scores).nanmean())
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

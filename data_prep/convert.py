@@ -11,6 +11,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -21,12 +22,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from medseg_reg.data.store import CaseRow, Description, SliceStore
+from medseg_reg.data.store import CASE_NAME, CaseRow, Description, SliceStore
 from medseg_reg.data.store_writer import CaseArrays, CaseSource, StoreWriter
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import require_space, sha256_of
 
 Reader = Callable[[CaseSource], CaseArrays]
+# With an ending, it still fits into the 255 bytes that file systems allow; `CaseRow` says the same.
+MAX_CASE_NAME = 200
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +80,10 @@ def convert(
     selection = {"skip": sorted(arguments.skip), "sources": _fingerprint(sources)}
     writer = StoreWriter(arguments.out, description, settings, selection)
     if (store := writer.finished()) is not None:
-        print(f"{arguments.out}: is already complete ({len(store.rows)} cases); nothing to do.")
+        print(
+            f"{arguments.out}: is already complete ({len(store.rows)} cases); nothing to do: the "
+            "sources have the same names and sizes; their contents were not compared."
+        )
         return store
     try:
         writer.begin()
@@ -195,10 +201,29 @@ def _without(sources: Sequence[CaseSource], skip: Sequence[str]) -> list[CaseSou
     kept = [source for source in sources if source.name not in skip]
     if not kept:
         raise MedsegError("there is nothing to convert: no case was found, or all were skipped.")
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    if repeated:
-        raise MedsegError(f"two sources would make the same case: {_listed(sorted(repeated))}.")
+    _check_names(kept)
     return kept
+
+
+def _check_names(sources: Sequence[CaseSource]) -> None:
+    """Refuse names that a store must not hold; they become the names of its files."""
+    found: dict[str, CaseSource] = {}
+    for source in sources:
+        if re.fullmatch(CASE_NAME, source.name) is None or len(source.name) > MAX_CASE_NAME:
+            raise MedsegError(
+                f"{_first_file(source)}: would make a case named {source.name[:80]!r}. Expected "
+                f"at most {MAX_CASE_NAME} of the letters A-Z a-z 0-9 . _ -, the first a letter or "
+                "a digit; name it so."
+            )
+        if (other := found.setdefault(source.name, source)) is not source:
+            raise MedsegError(
+                f"{_first_file(source)}: would make the same case {source.name} as "
+                f"{_first_file(other)}. Rename one of them."
+            )
+
+
+def _first_file(source: CaseSource) -> str:
+    return str(source.files[0]) if source.files else f"case {source.name}"
 
 
 def _fingerprint(sources: Sequence[CaseSource]) -> str:

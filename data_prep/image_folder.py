@@ -28,7 +28,7 @@ from data_prep.labels import check_same_shape, to_classes
 from medseg_reg.data.store import Description
 from medseg_reg.data.store_writer import CaseArrays, CaseSource
 from medseg_reg.errors import MedsegError, run_main
-from medseg_reg.io.filters import check_settings, preprocess
+from medseg_reg.io.filters import check_settings, prepared
 from medseg_reg.io.images import npz_keys, read_image, read_labels, resolve_color
 
 NO_GROUPS = (
@@ -50,7 +50,8 @@ def read_case(source: CaseSource, *, settings: dict[str, Any]) -> CaseArrays:
                 raise MedsegError(
                     f"{image_path}: holds {image.dtype}; --erosion and --canny need 8-bit images."
                 )
-            image = preprocess(image, settings["erosion"], tuple(canny) if canny else None)
+            filters = (settings["erosion"], tuple(canny) if canny else None)
+            image = prepared(image[np.newaxis], *filters, is_hu=False)[0]
         values = read_labels(mask_path)
         check_same_shape(image, values, image_path, mask_path)
         mask = to_classes(

@@ -14,19 +14,24 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.convert import add_common_arguments, convert, with_background
 from data_prep.volumes import read_dicom_case, read_nifti_case
-from medseg_reg.data.store import Description
+from medseg_reg.data.store import CASE_NAME, Description
 from medseg_reg.data.store_writer import CaseSource
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import read_json
 from medseg_reg.io.dicom import list_files
+from medseg_reg.io.dicom_file import read_slice
 from medseg_reg.io.filters import check_settings
+from medseg_reg.io.geometry import Plane, nearest_plane
 from medseg_reg.io.nifti import is_nifti_name
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -117,15 +122,15 @@ def _convert_dicom(options: argparse.Namespace) -> None:
     if rois and len(names) != len(rois):
         raise MedsegError(f"--classes names {len(names)} labels, --roi {len(rois)} regions.")
     classes = _classes(names, {}, label)
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", options.dicom.resolve().name).strip("._-")
-    name = options.name or plain or "case"
+    name = options.name or _case_name(options.dicom.resolve().name)
     source = CaseSource(
         name=name,
         group=name,
         files=(*files, label),
         details={"folder": str(options.dicom), "series": options.series},
     )
-    modality = options.modality or _modality(files)
+    modality, plane = _taken(files, options.series)
+    modality, plane = options.modality or modality, options.plane or plane
     description = Description(
         name=name,
         source=f"DICOM series {name}",
@@ -136,10 +141,10 @@ def _convert_dicom(options: argparse.Namespace) -> None:
         classes=classes,
     )
     settings = {
-        "converter": "dicom", "plane": options.plane, "series": options.series,
+        "converter": "dicom", "plane": plane, "series": options.series,
         "roi": list(rois), "classes": list(classes), **_common(options),
     }  # fmt: skip
-    read = partial(read_dicom_case, plane=options.plane, rois=rois, **_common(options))
+    read = partial(read_dicom_case, plane=plane, rois=rois, **_common(options))
     convert([source], read, description, options, settings)
 
 
@@ -151,6 +156,7 @@ def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> li
     """Pair the volumes of imagesTr and labelsTr by their names.
 
     A label x.nii.gz belongs to x.nii.gz, or else to the channels x_0000.nii.gz, x_0001.nii.gz ...
+    In the name of a case, what is no letter, digit, dot, dash or underscore becomes `_`.
 
     Raises:
         MedsegError: folders are missing, nothing pairs, channels are missing.
@@ -160,7 +166,8 @@ def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> li
     for name, path in images.items():
         if match := CHANNEL.fullmatch(name):
             channels.setdefault(match[1], {})[int(match[2])] = path
-    sources, used = [], set()
+    sources: list[CaseSource] = []
+    used, paired = set(), set()
     for name, label in labels.items():
         if name in images:
             files = (images[name],)
@@ -171,9 +178,10 @@ def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> li
                 raise MedsegError(f"case {name}: has the channels {sorted(found)}, one is missing.")
         if files:
             used.update(files)
+            paired.add(name)
+            case = _case_name(name)
             details = {"channels_in_file": channels_in_file, "unit": unit}
-            sources.append(CaseSource(name, name, (*files, label), details=details))
-    paired = {source.name for source in sources}
+            sources.append(CaseSource(case, case, (*files, label), details=details))
     _tell("labels without an image, left out", [n for n in labels if n not in paired])
     _tell("images without a label, left out", [n for n, p in images.items() if p not in used])
     if not sources:
@@ -186,6 +194,17 @@ def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> li
             "the case, or move its label elsewhere."
         )
     return sources
+
+
+def _case_name(name: str) -> str:
+    """Return a name as a store may hold it; most are kept as they are.
+
+    >>> _case_name("patient 01"), _case_name("liver_0.5-")
+    ('patient_01', 'liver_0.5-')
+    """
+    if re.fullmatch(CASE_NAME, name):
+        return name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "case"
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
@@ -232,15 +251,22 @@ def _mapping(about: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {}
 
 
-def _modality(files: Sequence[Path]) -> str:
-    """Return the modality of the first slice; other files are passed over."""
-    from medseg_reg.io.dicom_file import read_slice
+def _taken(files: Sequence[Path], series: str | None) -> tuple[str, Plane]:
+    """Return modality and plane of a series; prediction must know both without its files.
 
+    Of several series, the one with the most slices counts: the others are localizers, or the
+    series is refused when it is read.
+    """
+    counts: Counter[str] = Counter()
+    found: dict[str, tuple[str, Plane]] = {}
     for path in files:
         one = read_slice(path)
-        if not isinstance(one, str):
-            return one.modality
-    return "unknown"
+        if isinstance(one, str) or (series is not None and one.series != series):
+            continue
+        counts[one.series] += 1
+        axes = np.stack([*one.directions, np.cross(*one.directions)], axis=1)
+        found.setdefault(one.series, (one.modality, nearest_plane(axes, 2)))
+    return found[counts.most_common(1)[0][0]] if counts else ("unknown", "axial")
 
 
 def _tell(what: str, names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 
 from data_prep.convert import add_common_arguments, convert
 from data_prep.labels_archive import LabelFile, find_labels
@@ -28,7 +29,8 @@ from medseg_reg.data.store import Description
 from medseg_reg.data.store_writer import CaseArrays, CaseSource
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.io.dicom import list_files, read_series
-from medseg_reg.io.dicom_file import read_slice
+from medseg_reg.io.dicom_file import SLICE_CLASSES, read_slice
+from medseg_reg.io.geometry import Plane
 from medseg_reg.io.nifti import read_nifti
 from medseg_reg.io.pixels import as_labels
 
@@ -36,8 +38,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 FOLDER = re.compile(r"PANCREAS_(\d{1,4})", re.IGNORECASE)
 LABEL = re.compile(r"label(\d{1,4})\.nii(?:\.gz)?", re.IGNORECASE)
+# How a slice without the DICM mark begins: with an element of group 2 or 8.
+STARTS = (b"\x02\x00", b"\x08\x00")
+HEADER = ["SOPClassUID", "ImageType", "PatientID", "Rows"]
 # Scans 25 and 70 show patient 2 again, cropped slightly differently.
 DUPLICATES = {25: 2, 70: 2}
+PLANE: Plane = "axial"
 PUBLISHED_SCANS = 80
 PUBLISHED_LABELS = 82
 PUBLISHED_FILES = 18942
@@ -86,6 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     print(report(scans, labels, options.include_duplicates))
     settings = {
         "converter": "pancreas_ct",
+        "plane": PLANE,
         "include_duplicates": options.include_duplicates,
         "margin": options.margin,
     }
@@ -128,9 +135,31 @@ def _number_of_folder(path: Path, root: Path) -> int | None:
 
 
 def _number_in_header(path: Path) -> int | None:
-    one = read_slice(path)
-    match = None if isinstance(one, str) else FOLDER.fullmatch(one.patient)
+    """Return the number in PatientID of a slice, or None; pixels of slices are not read."""
+    with path.open("rb") as file:
+        start = file.read(132)
+    marked = start[128:] == b"DICM"
+    if not marked and start[:2] not in STARTS:
+        return None
+    patient = _patient_of_slice(path) if marked else None
+    if patient is None:
+        one = read_slice(path)  # no slice, or a damaged one, of which this says what is wrong
+        patient = "" if isinstance(one, str) else one.patient
+    match = FOLDER.fullmatch(patient)
     return int(match[1]) if match else None
+
+
+def _patient_of_slice(path: Path) -> str | None:
+    """Return PatientID of a slice whose header is whole, else None."""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
+        # Rows stands near the header's end: a file cut off before it lacks it.
+        whole = header.get("SOPClassUID") in SLICE_CLASSES and "Rows" in header
+        if not whole or "LOCALIZER" in (header.get("ImageType") or ()):
+            return None
+        return str(header.get("PatientID") or "").strip(" \0")
+    except Exception:  # whatever pydicom raises on a damaged file
+        return None
 
 
 def pair(
@@ -195,7 +224,7 @@ def read_case(source: CaseSource, margin: float = MARGIN) -> CaseArrays:
             f"{folder}: lies in the folder of scan {source.details['number']}, but its files say "
             f"PatientID {volume.patient}. Put it where it belongs."
         )
-    geometry = volume.geometry("axial")
+    geometry = volume.geometry(PLANE)
     image = geometry.from_source(volume.array)
     _require_hu(folder, image)
     file = LabelFile(label_path, source.details["member"])

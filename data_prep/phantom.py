@@ -27,9 +27,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from data_prep.convert import convert
 from data_prep.labels_archive import find_labels
-from data_prep.pancreas_ct import DUPLICATES, LABEL, find_scans, pair, read_case
+from data_prep.pancreas_ct import DUPLICATES, LABEL, PLANE, find_scans, pair, read_case
 from data_prep.phantom_anatomy import PADDING, phantom_volume
 from medseg_reg.data.store import Description
+from medseg_reg.data.store_writer import StoreWriter, difference
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import read_json, require_writable, write_json
 
@@ -96,16 +97,25 @@ def make_demo(
 ) -> Path:
     """Make a phantom data set in `source` beside a slice store, and convert it to the store.
 
-    What is there already is kept; one made with other numbers is an error.
+    A store of the same numbers is kept as it is, whether its source is still there or not.
 
     Returns:
         The path of the slice store.
+
+    Raises:
+        MedsegError: what is there was made with other numbers, or is something else.
     """
+    settings = {
+        "converter": "phantom", "plane": PLANE,
+        "cases": cases, "size": size, "slices": slices, "seed": seed,
+    }  # fmt: skip
+    if StoreWriter(store, DESCRIPTION, settings).finished(any_selection=True) is not None:
+        return store
     source = store.with_name("source")
     make_phantom(source, cases=cases, size=size, slices=slices, seed=seed)
     sources = pair(find_scans(source), find_labels(source, LABEL), duplicates=False)
     options = argparse.Namespace(out=store, workers=workers, skip=[])
-    convert(sources, partial(read_case), DESCRIPTION, options, {"converter": "phantom"})
+    convert(sources, partial(read_case), DESCRIPTION, options, settings)
     return store
 
 
@@ -137,10 +147,12 @@ def make_phantom(
     }  # fmt: skip
     if out.exists() and any(out.iterdir()):
         made = out / "phantom.json"
-        if not made.exists() or read_json(made) != settings:
+        found = read_json(made) if made.exists() else None
+        if found != settings:
+            told = f" ({difference(found, settings)})" if isinstance(found, dict) else ""
             raise MedsegError(
-                f"{out}: holds something else than this phantom. Choose another folder, or delete "
-                "it first."
+                f"{out}: holds something else than this phantom{told}. Choose another folder, or "
+                "delete it first."
             )
         return
     require_writable(out.parent)

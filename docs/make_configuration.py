@@ -69,8 +69,8 @@ MEANINGS = {
     "network.channels": "Feature maps of each level; the last is the bottleneck.",
     "network.norm": "Normalization after each convolution.",
     "network.activation": "Activation.",
-    "network.upsample": "`deconv` is a transposed convolution, `nontrainable` linear "
-    "interpolation and a 1x1 convolution.",
+    "network.upsample": "`deconv` is a transposed convolution, `nontrainable` a 1x1 "
+    "convolution and linear interpolation.",
     "network.head": "`softmax` has one output for each class; `sigmoid` has one output, for two "
     "classes.",
     "regularization.data": "Group 1, data: albumentations transforms in their order. See "
@@ -80,7 +80,8 @@ MEANINGS = {
     "[regularizers](regularizers.md).",
     "regularization.architecture[].name": "The layer. Its own parameters stand beside it.",
     "regularization.architecture[].places": "One place or a list; names as in "
-    "[regularizers](regularizers.md#places).",
+    "[regularizers](regularizers.md#places). By default `input` for `input_dropout`, "
+    "`between_convs` for the others.",
     "regularization.error.ce": "Group 3, error function: weight of the cross-entropy.",
     "regularization.error.dice": "Weight of the Dice loss (pooled over the batch, without the "
     "background).",
@@ -194,6 +195,8 @@ def default_of(field: FieldInfo) -> str:
     """Return a default as it is written in YAML."""
     if field.is_required():
         return ""
+    if field.default_factory is not None:
+        return "of the layer"
     value = field.default
     if isinstance(value, tuple):
         value = list(value)

@@ -25,13 +25,20 @@ from pydantic import (
     model_validator,
 )
 
-from medseg_reg.config_file import Lines, explain, read_yaml, with_overrides, write_yaml
+from medseg_reg.config_file import (
+    Origins,
+    explain,
+    origins,
+    read_yaml,
+    with_overrides,
+    write_yaml,
+)
 from medseg_reg.data.augment import check_augmentation
 from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.sampling import SamplingSpec
 from medseg_reg.data.splits import SplitSpec
 from medseg_reg.errors import MedsegError, run_main
-from medseg_reg.regularizers import build
+from medseg_reg.regularizers import build, regularizer_class, regularizer_names
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -113,7 +120,10 @@ def _as_tuple(value: Any) -> Any:
 
 
 class LayerSpec(BaseModel):
-    """One regularizer layer: its name, its places, its own parameters (`p` first) beside them."""
+    """One regularizer layer: its name, its places, its own parameters (`p` first) beside them.
+
+    Where no places are given, they are the `default_places` of the layer's class.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -122,7 +132,16 @@ class LayerSpec(BaseModel):
         tuple[str, ...],
         Field(min_length=1),
         BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
-    ] = ("between_convs",)
+    ] = Field(default_factory=tuple)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places_of_the_class(cls, data: Any) -> Any:
+        # An unknown name is left to `_can_be_built`, which says what is wrong with it.
+        known = isinstance(data, dict) and data.get("name") in regularizer_names()
+        if known and "places" not in data:
+            data = {**data, "places": regularizer_class(data["name"]).default_places}
+        return data
 
     @model_validator(mode="after")
     def _can_be_built(self) -> LayerSpec:
@@ -292,17 +311,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             names the file, the line, the key, what was found, and the nearest right key.
     """
     content, lines = read_yaml(path)
-    return parse_config(with_overrides(content, overrides), str(path), lines)
+    content = with_overrides(content, overrides)
+    return parse_config(content, str(path), origins(path, lines, overrides))
 
 
-def parse_config(content: Any, origin: str, lines: Lines | None = None) -> Config:
+def parse_config(content: Any, origin: str, places: Origins | None = None) -> Config:
     """Validate the content of a configuration; `origin` names it in errors."""
     if not isinstance(content, dict):
         raise MedsegError(f"{origin}: holds no configuration, but {type(content).__name__}.")
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise MedsegError(explain(error, Config, origin, lines or {})) from None
+        raise MedsegError(explain(error, Config, origin, places or {})) from None
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -17,6 +17,8 @@ from medseg_reg.errors import MedsegError, nearest
 
 Key = tuple[str | int, ...]
 Lines = dict[Key, int]
+# Where the value of a key was written: a line of a file, or an override.
+Origins = dict[Key, str]
 
 MAX_BYTES = 1 << 20
 
@@ -120,6 +122,17 @@ def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
     return content
 
 
+def origins(path: Path, lines: Lines, overrides: Sequence[str]) -> Origins:
+    """Return where each key was written; an override hides the lines that it replaces."""
+    found = {key: f"{path}:{line}" for key, line in lines.items()}
+    for override in overrides:
+        parts = override.partition("=")[0].split(".")
+        key = tuple(int(part) if part.isdigit() else part for part in parts)
+        found = {other: where for other, where in found.items() if other[: len(key)] != key}
+        found[key] = f"override '{override[:80]}'"
+    return found
+
+
 def _set(content: Any, keys: list[str], value: Any, override: str) -> Any:
     if not keys:
         return value
@@ -139,13 +152,13 @@ def _set(content: Any, keys: list[str], value: Any, override: str) -> Any:
     return {**content, keys[0]: _set(content.get(keys[0]), keys[1:], value, override)}
 
 
-def explain(error: ValidationError, model: type[BaseModel], origin: str, lines: Lines) -> str:
+def explain(error: ValidationError, model: type[BaseModel], origin: str, places: Origins) -> str:
     """Turn the first three mistakes of a validation into lines that name key, value and mend."""
     shown = []
     for mistake in error.errors()[:3]:
         key = _written_key(mistake["loc"], model)
-        line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)
-        where = f"{origin}:{line}" if line else origin
+        parts = (key[:n] for n in range(len(key), 0, -1))
+        where = next((places[part] for part in parts if part in places), origin)
         shown.append(f"{where}: {_mistake(mistake, key, model)}")
     if error.error_count() > 3:
         shown[-1] += f" (and {error.error_count() - 3} more)"

@@ -246,8 +246,10 @@ class MixedLoss(nn.Module):
         )
         if weights is None:
             return losses.mean()
-        total = weights[labels].sum()
-        return losses.sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
+        total, summed = weights[labels].sum(), losses.sum()
+        # With label smoothing the losses are not 0 where the weights of all labels are.
+        mean = summed / total.clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.where(total > 0, mean, summed * 0)
 
     def _region_maps(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and one-hot masks, (B, C, *spatial), of the channels that count."""

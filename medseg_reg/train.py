@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from medseg_reg.config import Config, load_config
 from medseg_reg.engine.fit import fit
-from medseg_reg.errors import run_main
+from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.inference.evaluation import evaluate, headline
 
 
@@ -37,14 +37,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_phantom(config: Config) -> None:
-    """Generate and convert the phantom of a configuration where its store is missing."""
+    """Generate and convert the phantom of a configuration where its store is missing.
+
+    Raises:
+        MedsegError: the store holds other data, or a phantom of other numbers.
+    """
     spec, store = config.data.phantom, config.data.store
-    if spec is None or (store / "manifest.json").exists():
+    if spec is None:
         return
     # Imported here: a run on real data needs no converter.
     from data_prep.phantom import make_demo
 
-    make_demo(store, **spec.model_dump())
+    try:
+        make_demo(store, **spec.model_dump())
+    except MedsegError as error:
+        hint = "\nTo train on what is there, set data.phantom=null." if store.exists() else ""
+        raise MedsegError(f"data.phantom: {error}{hint}") from None
 
 
 def command() -> None:

@@ -216,3 +216,76 @@ def test_a_manifest_cannot_point_outside_its_store(fails, store):
     manifest["cases"][0]["name"] = "../../etc/passwd"
     (store / "manifest.json").write_text(json.dumps(manifest))
     assert "manifest.json: cases.0.name" in fails()
+
+
+def test_a_label_outside_the_classes_names_the_slices(fails, store):
+    for file in (store / "masks").iterdir():
+        mask = np.load(file)
+        mask[:, 0, 0] = 9
+        np.save(file, mask)
+    assert "case_0" in fails()
+
+
+def test_a_changed_mask_is_named_by_the_evaluation(run_command, store, tmp_path):
+    config = write_config(tmp_path / "c.yaml", tiny_config(store, tmp_path / "run"))
+    train.main(["--config", str(config)])
+    (tmp_path / "run" / "summary.json").unlink()
+    for file in (store / "masks").iterdir():
+        np.save(file, np.full_like(np.load(file), 9))
+    outcome = run_command(evaluate.main, "--run", tmp_path / "run")
+    assert outcome.code == 2
+    assert "masks/case_0" in outcome.text
+
+
+@pytest.mark.parametrize(("name", "content"), [("data.json", "{}"), ("metrics.csv", "")])
+def test_a_damaged_file_of_a_run_is_named(run_command, store, tmp_path, name, content):
+    config = write_config(tmp_path / "c.yaml", tiny_config(store, tmp_path / "run"))
+    train.main(["--config", str(config)])
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / name).write_text(content)
+    outcome = run_command(evaluate.main, "--run", tmp_path / "run")
+    assert outcome.code == 2
+    assert name in outcome.text
+
+
+def test_a_device_that_is_not_there_is_named(run_command, tmp_path):
+    arguments = ("--run", tmp_path, "--input", tmp_path, "--output", tmp_path / "o")
+    outcome = run_command(predict.main, *arguments, "--device", "cuda:99")
+    assert outcome.code == 2
+    assert "--device cuda:99: cannot be used" in outcome.text
+
+
+@pytest.mark.parametrize("size", ["[32, 40]", "[16, 24]"])
+def test_quarter_turns_of_slices_that_are_not_square_are_refused(fails, size):
+    turning = "regularization.data=[{name: RandomRotate90}]"
+    assert "need square slices" in fails(f"data.image.size={size}", turning)
+
+
+def test_an_error_in_a_loader_process_is_told_as_in_this_one(fails, store, monkeypatch):
+    from medseg_reg.data.dataset import SliceDataset
+
+    calls, get = [], SliceDataset.__getitem__
+
+    def broken_later(self, key):
+        calls.append(key)
+        if len(calls) > 3:
+            from medseg_reg.errors import MedsegError
+
+            raise MedsegError("images/case_01.npy: is damaged")
+        return get(self, key)
+
+    monkeypatch.setattr(SliceDataset, "__getitem__", broken_later)
+    assert fails("data.workers=1") == "error: images/case_01.npy: is damaged\n"
+
+
+def test_a_score_without_any_case_is_said_to_be_unknown():
+    from medseg_reg.engine.run_directory import RunDirectory
+    from medseg_reg.inference.evaluation import headline
+
+    nothing = {"mean": None, "low": None, "n": 0}
+    summary = {"dice": nothing, "iou": nothing, "part": "test", "notes": ["a part of it"]}
+    assert headline(RunDirectory(Path("r")), summary) == (
+        "note: a part of it\n"
+        "test: no case could be scored; each class is empty in all of them\n"
+        "run r\ntest DICE unknown"
+    )

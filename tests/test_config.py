@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg_reg.config import Config, load_config, main, parse_config
+from medseg_reg.config import Config, LayerSpec, load_config, main, parse_config
 from medseg_reg.config_file import MAX_BYTES
 from medseg_reg.errors import MedsegError
 
@@ -95,6 +95,20 @@ def test_layers_and_transforms_keep_their_own_parameters() -> None:
     assert config.architecture[0].places == ("input",)
     assert config.architecture[1].parameters == {}
     assert config.architecture[1].places == ("head", "skip.0")
+
+
+@pytest.mark.parametrize(
+    ("layer", "places"), [("input_dropout", ("input",)), ("dropout", ("between_convs",))]
+)
+def test_a_layer_without_places_goes_where_its_class_belongs(
+    layer: str, places: tuple[str, ...]
+) -> None:
+    config = load(f"regularization: {{architecture: [{{name: {layer}}}]}}")
+    assert config.regularization.architecture[0].places == places
+    assert LayerSpec(name=layer).places == places
+    assert again(config) == config
+    written = yaml.safe_load(config.to_yaml())["regularization"]["architecture"]
+    assert written == [{"name": layer, "places": list(places)}]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

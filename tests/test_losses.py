@@ -128,9 +128,12 @@ def test_one_channel_equals_two_channels_with_a_zero_logit():
     torch.testing.assert_close(loss(one, target), loss(two, target))
 
 
-def test_a_batch_whose_labels_all_weigh_zero_costs_nothing():
-    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
-    loss = MixedLoss(class_weights=[0.0, 1.0])(logits, torch.zeros(1, 4, 4).long())
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_batch_whose_labels_all_weigh_zero_costs_nothing(channels, smoothing):
+    logits = torch.randn(1, channels, 4, 4, requires_grad=True)
+    error = MixedLoss(class_weights=[0.0, 1.0], label_smoothing=smoothing)
+    loss = error(logits, torch.zeros(1, 4, 4).long())
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))

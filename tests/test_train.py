@@ -57,7 +57,7 @@ def test_the_table_has_one_row_an_epoch(train):
     table = pd.read_csv(
         train("run", "training.epochs=4", "training.validate_every=2") / "metrics.csv"
     )
-    assert table["epoch"].tolist() == [0, 1, 2, 3]
+    assert table["epoch"].tolist() == [1, 2, 3, 4]
     assert table["val_dice"].notna().tolist() == [False, True, False, True]
     assert table["train_loss"].notna().all()
 
@@ -149,7 +149,9 @@ def test_early_stopping_ends_a_run_that_does_not_improve(train):
 
 
 def test_a_loss_that_is_not_a_number_names_the_slices(train):
-    with pytest.raises(MedsegError, match=r"the loss is (nan|inf) on the slices case_0\d #\d"):
+    with pytest.raises(
+        MedsegError, match=r"the loss is not a finite number on the slices case_0\d #\d"
+    ):
         train("run", "optimizer.lr=1e30", "optimizer.name=sgd", "training.epochs=20")
 
 
@@ -166,12 +168,47 @@ def test_a_signal_leaves_a_checkpoint_between_batches(train, monkeypatch, number
         return step(self, batch, index)
 
     monkeypatch.setattr(SegmentationModule, "training_step", interrupted)
-    with pytest.raises(Interrupted, match=r"epoch 0, batch 3\. .*run the same command again"):
+    with pytest.raises(Interrupted, match=r"epoch 1, batch 3\. .*run the same command again"):
         train()
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 3
     monkeypatch.undo()
     assert same_weights(train(), train("straight"))
+
+
+def test_a_signal_in_the_validation_waits_for_the_end_of_the_epoch(train, monkeypatch):
+    from medseg_reg.engine.module import SegmentationModule
+
+    step = SegmentationModule.validation_step
+
+    def interrupted(self, batch, index):
+        if self.current_epoch == 0 and index == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(SegmentationModule, "validation_step", interrupted)
+    with pytest.raises(Interrupted, match="after epoch 1"):
+        train()
+    monkeypatch.undo()
+    assert same_weights(train(), train("straight"))
+
+
+def test_a_signal_between_accumulated_batches_waits_for_the_step(train, monkeypatch):
+    from medseg_reg.engine.module import SegmentationModule
+
+    step = SegmentationModule.training_step
+
+    def interrupted(self, batch, index):
+        if self.current_epoch == 0 and index == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", interrupted)
+    with pytest.raises(Interrupted, match="epoch 1, batch 2"):
+        train("run", "training.accumulate=2")
+    monkeypatch.undo()
+    resumed = train("run", "training.accumulate=2")
+    assert same_weights(resumed, train("straight", "training.accumulate=2"))
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(train, monkeypatch, tmp_path, capsys):

@@ -43,6 +43,9 @@ HARMLESS = {
 }
 
 
+TURNING = ("RandomRotate90", "SquareSymmetry", "Transpose")
+
+
 def _library() -> Any:
     # Imported on use: it takes a second, and asks the network for updates unless told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -76,6 +79,16 @@ def check_augmentation(name: str, arguments: dict[str, Any]) -> None:
                 "it out"
             )
     _build(name, arguments)
+
+
+def check_shape(transforms: Sequence[tuple[str, dict[str, Any]]], shape: Sequence[int]) -> None:
+    """Refuse transforms that turn a slice by 90 degrees where slices are not square."""
+    turning = [name for name, _ in transforms if name in TURNING]
+    if turning and shape[0] != shape[1]:
+        raise MedsegError(
+            f"regularization.data: {', '.join(turning)} need square slices; these are "
+            f"{shape[0]}x{shape[1]}. Set data.image.size to a square, or leave them out."
+        )
 
 
 def _build(name: str, arguments: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,7 +102,10 @@ def check_uniform(store: SliceStore, cases: Sequence[str], spec: ImageSpec) -> i
 def quiet_worker(_: int) -> None:
     """Keep a worker process to one core: several workers with several threads each are slower.
 
-    It lives here so that a spawned worker need not import Lightning.
+    It lives here so that a spawned worker need not import Lightning. A signal to stop reaches all
+    processes of a terminal or a job; the training process answers it, and then ends its workers.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from medseg_reg.data.augment import Augmentation
+from medseg_reg.data.augment import Augmentation, check_shape
 from medseg_reg.data.dataset import SliceDataset, check_uniform, quiet_worker
 from medseg_reg.data.preprocessing import ImageSpec, intensity_limits
 from medseg_reg.data.sampling import BatchSampler, SamplingSpec
@@ -20,26 +20,45 @@ from medseg_reg.errors import MedsegError
 Position = dict[str, int]
 
 
-class TrainingLoader(DataLoader[dict[str, Any]]):
+class SliceLoader(DataLoader[dict[str, Any]]):
+    """A loader of slices; an error in a worker process is told as one in this process is."""
+
+    def __init__(self, dataset: SliceDataset, batches: Any, workers: int, pin: bool) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            worker_init_fn=quiet_worker,
+            # Its own generator: a loader otherwise draws from torch's global one at each epoch.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except MedsegError as error:
+            # torch puts the worker's traceback before the message.
+            raise MedsegError(str(error).strip().rsplit("MedsegError: ", 1)[-1]) from None
+
+
+class TrainingLoader(SliceLoader):
     """A loader that knows how far it is, so that a run goes on exactly where it stopped.
 
     The position counts batches handed out, not batches that workers have prepared ahead.
     """
 
     def __init__(
-        self, dataset: SliceDataset, batches: BatchSampler, workers: int, position: Position
+        self,
+        dataset: SliceDataset,
+        batches: BatchSampler,
+        workers: int,
+        position: Position,
+        pin: bool = False,
     ) -> None:
         self.position, self.batches = position, batches
-        super().__init__(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=quiet_worker,
-            # Its own generator: a loader otherwise draws from torch's global one at each epoch.
-            generator=torch.Generator(),
-        )
+        super().__init__(dataset, batches, workers, pin)
 
     def __iter__(self) -> Iterator[Any]:
         if self.position["batch"] >= len(self):
@@ -95,11 +114,13 @@ class SliceDataModule(L.LightningDataModule):
         used = (*splits.train, *splits.val, *splits.test)
         self.position: Position = {"epoch": 0, "batch": 0}
         self.channels = check_uniform(store, used, image)
-        intensity_limits(image, store, used[0])
+        for case in {store.row(case).dtype: case for case in used}.values():
+            intensity_limits(image, store, case)
         self.train = SliceDataset(
             store, splits.train, image, Augmentation(augmentation), splits.train_slices
         )
         self.val = SliceDataset(store, splits.val, image)
+        check_shape(augmentation, tuple(self.val[0]["mask"].shape))
 
     def train_dataloader(self) -> TrainingLoader:
         """Return the training batches of this process."""
@@ -115,7 +136,7 @@ class SliceDataModule(L.LightningDataModule):
             raise MedsegError(
                 f"{self.store.path}: data.sampling.policy '{self.sampling.policy}': {error}."
             ) from None
-        return TrainingLoader(self.train, batches, self.workers, self.position)
+        return TrainingLoader(self.train, batches, self.workers, self.position, self._pin())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training data, for checkpoints.
@@ -132,16 +153,17 @@ class SliceDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the validation batches of this process: every slice once, over all processes."""
         rank, world = self._rank_and_world()
+        if len(self.val) < world:
+            raise MedsegError(
+                f"{self.store.path}: {len(self.val)} validation slices cannot be shared by {world} "
+                "processes. Use fewer training.devices, or validate on more cases."
+            )
         own = list(range(rank, len(self.val), world))
         batches = [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
-        return DataLoader(
-            self.val,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            worker_init_fn=quiet_worker,
-            generator=torch.Generator(),
-        )
+        return SliceLoader(self.val, batches, self.workers, self._pin())
+
+    def _pin(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -38,8 +38,13 @@ def write_overview(store: SliceStore, path: Path) -> None:
 
 
 def draw_slice(image: Array, mask: Array, size: int) -> Image.Image:
-    """Return one slice as a square picture of `size` pixels with the mask's outlines on it."""
-    picture = Image.fromarray(_to_gray(image)).convert("RGB")
+    """Return one slice as a square picture of `size` pixels with the mask's outlines on it.
+
+    Three channels are drawn as colours; of any other number, the first is drawn.
+    """
+    if image.ndim == 3 and image.shape[2] != 3:
+        image = image[..., 0]
+    picture = Image.fromarray(_to_8_bits(image)).convert("RGB")
     scale = size / max(picture.size)
     shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(shape, Image.Resampling.BILINEAR)
@@ -59,13 +64,16 @@ def outline(region: Array) -> Array:
     return region & ~inner
 
 
-def _to_gray(image: Array) -> Array:
-    """Scale an image to 8 bits; HU by a window on soft tissue, other data by percentiles."""
+def _to_8_bits(image: Array) -> Array:
+    """Scale an image to 8 bits; HU by a window on soft tissue, other data by percentiles.
+
+    Colours are scaled together, so that they keep their hue, and are never taken for HU.
+    """
     if image.dtype == np.uint8:
         return image
     values = image.astype(np.float32)
     low, high = (-160.0, 240.0)
-    if image.dtype != np.int16 or values.min() >= -100:
+    if image.dtype != np.int16 or image.ndim == 3 or values.min() >= -100:
         low, high = (float(v) for v in np.percentile(values, (1, 99)))
     scaled = (values - low) / max(high - low, 1e-6)
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)

@@ -181,8 +181,8 @@ def _read_manifest(path: Path) -> Manifest:
     if not file.exists():
         raise MedsegError(
             f"{path}: is not a slice store (no manifest.json). Make one with "
-            "`python -m data_prep.pancreas_ct`, `.bagls`, `.nifti`, `.image_folder` or "
-            f"`.phantom`, giving it `--out {path}`."
+            "`python -m data_prep.pancreas_ct`, `.bagls`, `.nifti` or `.image_folder`, "
+            f"giving it `--out {path}`."
         )
     content = read_json(file)
     try:

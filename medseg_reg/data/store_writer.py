@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +47,18 @@ class CaseSource:
     part: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
-    def fingerprint(self) -> str:
-        """Return a hash of the case and of its files' names and sizes, cheap to ask for."""
-        files = [(file.name, file.stat().st_size) for file in self.files]
+    def fingerprint(self, times: bool = False) -> str:
+        """Return a hash of the case and of its files' names and sizes, cheap to ask for.
+
+        Args:
+            times: also of the times of their last change, which a repaired file of the same size
+                differs in. A copy on another disk may differ too.
+        """
+        stats = [(file.name, file.stat()) for file in self.files]
+        files = [
+            (name, stat.st_size, stat.st_mtime_ns) if times else (name, stat.st_size)
+            for name, stat in stats
+        ]
         text = repr((self.name, self.group, self.part, files))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -98,22 +108,27 @@ class StoreWriter:
         self.settings = settings
         self.selection = selection or {}
 
-    def finished(self) -> SliceStore | None:
-        """Return the store if it is there already, made with the same settings."""
+    def finished(self, any_selection: bool = False) -> SliceStore | None:
+        """Return the store if it is there already, made with the same settings.
+
+        Args:
+            any_selection: compare the settings alone; for who has no sources to compare.
+        """
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return None
         if not (self.out / "manifest.json").exists():
             raise MedsegError(
-                f"{self.out}: exists and is not a slice store. Choose another --out; nothing "
+                f"{self.out}: exists and is not a slice store. Name another store; nothing "
                 "was touched."
             )
         store = SliceStore(self.out)
-        wanted = {**self.settings, **self.selection}
-        if store.manifest.settings != wanted:
+        found, wanted = store.manifest.settings, {**self.settings, **self.selection}
+        if any_selection:
+            found = {key: value for key, value in found.items() if key in wanted}
+        if found != wanted:
             raise MedsegError(
                 f"{self.out}: was made with other settings or sources "
-                f"({_difference(store.manifest.settings, wanted)}). Choose another --out, "
-                "or delete it first."
+                f"({difference(found, wanted)}). Name another store, or delete it first."
             )
         return store
 
@@ -126,16 +141,16 @@ class StoreWriter:
             if found != self.settings:
                 raise MedsegError(
                     f"{self.partial}: is left from a conversion with other settings "
-                    f"({_difference(found, self.settings)}). Delete it, or use those settings."
+                    f"({difference(found, self.settings)}). Delete it, or use those settings."
                 )
         for folder in ("images", "masks", "cases"):
             require_writable(self.partial / folder)
         write_json(settings, self.settings)
 
     def has(self, source: CaseSource) -> bool:
-        """Whether a case is already written whole, from files of these names and sizes."""
+        """Whether a case is already written whole, from files that have not changed since."""
         file = self._row_file(source.name)
-        return file.exists() and read_json(file)["fingerprint"] == source.fingerprint()
+        return file.exists() and read_json(file)["fingerprint"] == source.fingerprint(times=True)
 
     def _row_file(self, name: str) -> Path:
         return self.partial / "cases" / f"{name}.json"
@@ -169,7 +184,10 @@ class StoreWriter:
                 mask_sha256=mask_sha256.result(),
                 notes=arrays.notes,
             )
-        content = {"fingerprint": source.fingerprint(), "row": row.model_dump(mode="json")}
+        content = {
+            "fingerprint": source.fingerprint(times=True),
+            "row": row.model_dump(mode="json"),
+        }
         write_json(self._row_file(source.name), content)
         return row
 
@@ -178,26 +196,42 @@ class StoreWriter:
         rows = [CaseRow.model_validate(read_json(self._row_file(name))["row"]) for name in names]
         settings = {**self.settings, **self.selection}
         manifest = Manifest(description=self.description, settings=settings, cases=tuple(rows))
-        for file in self.partial.glob("*/*.npy"):
-            if file.stem not in names:
-                file.unlink()  # of a case that was left out after it had been written
+        self._remove_all_but(names)
         write_json(self.partial / "manifest.json", manifest.model_dump(mode="json"))
         write_overview(SliceStore(self.partial), self.partial / "overview.png")
-        shutil.rmtree(self.partial / "cases")
-        (self.partial / "settings.json").unlink()
         for file in self.partial.rglob("*.npy"):
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+        # Last, because flushing takes long, and a run killed in it should go on from here.
+        shutil.rmtree(self.partial / "cases")
+        (self.partial / "settings.json").unlink()
         if self.out.exists():
             self.out.rmdir()
         os.replace(self.partial, self.out)
         return SliceStore(self.out)
+
+    def _remove_all_but(self, names: list[str]) -> None:
+        """Remove cases left out after they had been written, and the rests of killed writes."""
+        for folder in ("images", "masks"):
+            kept = {f"{name}.npy" for name in names}
+            _remove(path for path in (self.partial / folder).iterdir() if path.name not in kept)
+        own = {"images", "masks", "cases", "settings.json"}
+        _remove(path for path in self.partial.iterdir() if path.name not in own)
 
     def discard_if_empty(self) -> None:
         """Leave nothing behind when not one case was written."""
         cases = self.partial / "cases"
         if cases.exists() and not any(cases.iterdir()):
             shutil.rmtree(self.partial)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    # Listed before the first is removed: a folder must not change while it is read.
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def check_arrays(name: str, arrays: CaseArrays, classes: int) -> None:
@@ -271,7 +305,8 @@ def _fingerprint(one: Array) -> str:
     return f"{isal_zlib.crc32(data):08x}{isal_zlib.adler32(data):08x}"
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Return the keys in which two settings differ, with both values."""
     keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
     shown = [f"{k}: {_short(found.get(k))}, now {_short(wanted.get(k))}" for k in keys]
     return "; ".join(shown)

@@ -8,8 +8,10 @@ Lightning alone replays the first epoch's order and random numbers after a resum
 from __future__ import annotations
 
 import io
+import math
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.files import replacing, write_bytes
 
+# Batches between two questions to the other processes whether to stop or save.
+ASK_EVERY = 10
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
 
 
@@ -48,7 +52,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 # A second name, not a move: at no moment is there no last checkpoint.
                 spare = path.with_name(f".{PREVIOUS}.link")
                 spare.unlink(missing_ok=True)
-                os.link(path, spare)
+                try:
+                    os.link(path, spare)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(path, spare)
                 os.replace(spare, path.with_name(PREVIOUS))
 
     def load_checkpoint(
@@ -143,6 +150,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the random states; stop at once if early stopping had already decided so."""
+        self.stop.install()
         self._saved = self._epoch_began = time.monotonic()
         if self._random is None:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
@@ -164,36 +172,56 @@ class RunCheckpoint(Checkpoint):
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if last or not between_steps:
             return
-        stopping = self._asked_to_stop(trainer)
-        if stopping or time.monotonic() - self._saved > self.seconds:
-            self._save(trainer)
+        stopping, due = self._asked(trainer, batch_idx)
+        if stopping or due:
+            self._save(trainer, pl_module)
         if stopping:
-            done = f"epoch {trainer.current_epoch}, batch {batch_idx + 1}"
+            done = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
             raise Interrupted(f"{done}. {self._how_to_go_on()}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Add the epoch to the table, keep the weights if they are the best, save."""
         epoch, scores = trainer.current_epoch, pl_module.epoch_scores
-        score = scores.get("val_dice", float("-inf"))
+        self._require_finite(pl_module, epoch)
         if trainer.is_global_zero:
-            seconds = time.monotonic() - self._epoch_began
-            self.table.add(epoch, scores, seconds)
-        if score > self.best_score or (self.best_epoch < 0 and "val_dice" in scores):
-            self.best_score, self.best_epoch = score, epoch
-            if trainer.is_global_zero:
-                save_weights(pl_module.network, self.folder / BEST)
-        self._save(trainer)
-        if trainer.current_epoch + 1 < (trainer.max_epochs or 0) and self._asked_to_stop(trainer):
-            raise Interrupted(f"after epoch {epoch}. {self._how_to_go_on()}")
+            self.table.add(epoch + 1, scores, time.monotonic() - self._epoch_began)
+        score = scores.get("val_dice")
+        if score is not None:
+            # Under the policy `nan` there may be no score at all, which any other beats.
+            score = float("-inf") if math.isnan(score) else score
+            if score > self.best_score or self.best_epoch < 0:
+                self.best_score, self.best_epoch = score, epoch
+                if trainer.is_global_zero:
+                    save_weights(pl_module.network, self.folder / BEST)
+        self._save(trainer, pl_module)
+        if epoch + 1 < (trainer.max_epochs or 0) and self._asked(trainer, None)[0]:
+            raise Interrupted(f"after epoch {epoch + 1}. {self._how_to_go_on()}")
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._require_finite(pl_module, trainer.current_epoch)
         trainer.save_checkpoint(self.folder / LAST)
         self._saved = time.monotonic()
 
-    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
+    def _require_finite(self, pl_module: Any, epoch: int) -> None:
+        """Never replace a good checkpoint by one from which no training can go on."""
+        state = pl_module.network.state_dict()
+        if not all(bool(torch.isfinite(v).all()) for v in state.values()):
+            raise MedsegError(
+                f"epoch {epoch + 1}: the weights are not finite numbers any more. Lower "
+                "optimizer.lr, or set regularization.optimization.gradient_clip. The last "
+                f"checkpoint in {self.folder} is kept."
+            )
+
+    def _asked(self, trainer: L.Trainer, batch_idx: int | None) -> tuple[bool, bool]:
+        """Whether to stop, and whether it is time to save; the same answer in all processes."""
+        own = [self.stop.requested, time.monotonic() - self._saved > self.seconds]
         if trainer.world_size == 1:
-            return self.stop.requested
-        return bool(trainer.strategy.reduce_boolean_decision(self.stop.requested, all=False))
+            return own[0], own[1]
+        if batch_idx is not None and batch_idx % ASK_EVERY:
+            return False, False
+        answers = torch.tensor(own, dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
+        return bool(answers[0]), bool(answers[1])
 
     def _how_to_go_on(self) -> str:
         return f"A checkpoint is in {self.folder}; run the same command again to go on."
@@ -208,7 +236,7 @@ def gather_random_states(trainer: L.Trainer) -> dict[str, Any]:
         "numpy": [keys.tolist(), int(position)],
         "python": list(random.getstate()[1]),
     }
-    if torch.cuda.is_available():
+    if trainer.strategy.root_device.type == "cuda":
         state["cuda"] = _of_all_processes(trainer, torch.cuda.get_rng_state())
     return state
 

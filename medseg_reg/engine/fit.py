@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medseg_reg.config import Config
 from medseg_reg.data.module import SliceDataModule
@@ -28,12 +30,12 @@ from medseg_reg.engine.checkpoint import (
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import build_run_network
-from medseg_reg.engine.precision import choose_precision
+from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.signals import StopRequest
-from medseg_reg.errors import MedsegError
-from medseg_reg.files import replacing, require_space, write_json
+from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.files import replacing, require_space, wait_for, write_json
 from medseg_reg.insertion import measure
 from medseg_reg.losses import MixedLoss
 from medseg_reg.networks.build import check_input_size, parameter_count
@@ -48,6 +50,10 @@ def fit(config: Config) -> RunDirectory:
     """
     run = RunDirectory(config.run_path)
     store = SliceStore(config.data.store)
+    if run.finished:
+        run.prepare(config)
+        run.require_data(store)
+        return run
     splits = run.splits(store) or make_splits(store, config.data.split)
     data = _data_module(config, store, splits)
     facts = DataFacts.of(store, data.channels)
@@ -55,19 +61,22 @@ def fit(config: Config) -> RunDirectory:
     network, placements = build_run_network(config, facts)
     example = data.train[0]["image"][None]
     check_input_size(network, tuple(example.shape[2:]), config.network.norm, config.data.batch_size)
-    if placements:
-        measure(network, example, placements)
     loss = _loss(config, len(facts.classes))
-    choose_precision(config.training.precision, _accelerator(config.training.accelerator))
-    # All that can be wrong has been looked at: from here on, files are written.
-    run.prepare(config)
-    run.begin(facts, store)
-    if run.finished:
-        return run
-    # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
-    require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
-    splits.write(run.path / "splits.json")
-    write_json(run.path / "placement.json", [p.as_dict() for p in placements])
+    choose_precision(config.training.precision, choose_accelerator(config.training.accelerator))
+    report = run.path / "placement.json"
+    if rank_zero_only.rank == 0:
+        if not report.exists():
+            measure(network, example, placements)
+        # All that can be wrong has been looked at: from here on, files are written.
+        run.prepare(config)
+        run.begin(facts, store)
+        # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
+        require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
+        splits.write(run.path / "splits.json")
+        if not report.exists():
+            write_json(report, [p.as_dict() for p in placements])
+    else:
+        wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
     _train(run, config, module, data)
     return run
@@ -107,7 +116,13 @@ def _train(
                 started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             )
         checkpoint = usable_checkpoint(run.checkpoints)
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            raise Interrupted(
+                f"before the next checkpoint; those in {run.checkpoints} are kept, and the same "
+                "command goes on from there."
+            ) from None
     if trainer.is_global_zero:
         _keep_weights(run, config, module)
     trainer.strategy.barrier()
@@ -125,7 +140,7 @@ def _keep_weights(run: RunDirectory, config: Config, module: SegmentationModule)
 def make_trainer(run: RunDirectory, config: Config, saving: RunCheckpoint) -> L.Trainer:
     """Return Lightning's trainer for a run."""
     spec, optimization = config.training, config.regularization.optimization
-    accelerator = _accelerator(spec.accelerator)
+    accelerator = choose_accelerator(spec.accelerator)
     callbacks: list[Callback] = [saving]
     if optimization.early_stopping is not None:
         stopping = optimization.early_stopping
@@ -135,6 +150,7 @@ def make_trainer(run: RunDirectory, config: Config, saving: RunCheckpoint) -> L.
                 min_delta=stopping.min_delta,
                 patience=stopping.patience,
                 mode="min" if stopping.monitor == "val_loss" else "max",
+                check_finite=False,
             )
         )
     if spec.progress:
@@ -160,24 +176,6 @@ def make_trainer(run: RunDirectory, config: Config, saving: RunCheckpoint) -> L.
         enable_progress_bar=spec.progress,
         enable_model_summary=False,
     )
-
-
-def _accelerator(wanted: str) -> str:
-    if wanted == "gpu":
-        wanted = "cuda"
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        return next(name for name, there in available.items() if there)
-    if not available[wanted]:
-        raise MedsegError(
-            f"training.accelerator '{wanted}': this machine has none that torch can use. "
-            "Use 'auto' or 'cpu'."
-        )
-    return wanted
 
 
 def _loss(config: Config, classes: int) -> MixedLoss:

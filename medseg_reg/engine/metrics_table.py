@@ -1,4 +1,4 @@
-"""metrics.csv: one row an epoch."""
+"""metrics.csv: one row an epoch, numbered from 1."""
 
 from __future__ import annotations
 

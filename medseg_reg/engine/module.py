@@ -17,6 +17,9 @@ from medseg_reg.losses import MixedLoss
 from medseg_reg.metrics import confusion_counts, dice, iou
 from medseg_reg.networks.build import predicted_labels
 
+# Batches between two looks at the loss on an accelerator.
+CHECK_EVERY = 10
+
 
 class SegmentationModule(L.LightningModule):
     """A network, its loss, and the scores of its validation.
@@ -45,8 +48,8 @@ class SegmentationModule(L.LightningModule):
         self.classes = classes
         self.val_cases = list(val_cases)
         self.epoch_scores: dict[str, float] = {}
-        # Sums of float64: kept in checkpoints, so that an epoch may be resumed in its middle.
-        self.train_loss = torch.zeros(2, dtype=torch.float64)
+        # Kept in checkpoints, so that an epoch may be resumed in its middle.
+        self.train_loss = torch.zeros(2)
         self.val_loss = torch.zeros(2, dtype=torch.float64)
         self.val_counts = torch.zeros(0)
 
@@ -74,10 +77,22 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; stop the run if it is not a number."""
-        loss = self.loss(self.network(self._image(batch)), batch["mask"])
-        if not torch.isfinite(loss):
-            raise MedsegError(self._not_finite(batch, float(loss.detach())))
-        self.train_loss += torch.tensor([float(loss.detach()), 1.0], dtype=torch.float64)
+        logits = self.network(self._image(batch))
+        try:
+            loss: Tensor = self.loss(logits, batch["mask"])
+        except ValueError as error:
+            raise MedsegError(
+                f"{self._shown(batch)}: {error}. `python -m medseg_reg.data.verify` tells which "
+                "files of the store were changed."
+            ) from None
+        # The sum stays on the device: reading it makes the host wait for an accelerator.
+        self.train_loss = self.train_loss.to(loss.device)
+        self.train_loss += torch.stack([loss.detach(), torch.ones_like(loss)])
+        on_cpu = loss.device.type == "cpu"
+        if (on_cpu or (batch_idx + 1) % CHECK_EVERY == 0) and not torch.isfinite(
+            self.train_loss[0]
+        ):
+            raise MedsegError(self._not_finite(batch if on_cpu else None))
         return loss
 
     def on_train_epoch_start(self) -> None:
@@ -102,7 +117,9 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score each case, and log the mean over cases and classes without the background."""
-        counts, loss = self._over_processes(self.val_counts), self._over_processes(self.val_loss)
+        # On the CPU, because not every accelerator has the float64 of the scores.
+        counts = self._over_processes(self.val_counts).cpu()
+        loss = self._over_processes(self.val_loss)
         empty = self.config.evaluation.empty
         self.epoch_scores = {
             "val_loss": float(loss[0] / loss[1]),
@@ -142,12 +159,18 @@ class SegmentationModule(L.LightningModule):
             return image.contiguous(memory_format=torch.channels_last)
         return image
 
-    def _not_finite(self, batch: dict[str, Any], loss: float) -> str:
+    def _shown(self, batch: dict[str, Any]) -> str:
+        """Name the slices of a training batch."""
         dataset: SliceDataset = self.trainer.datamodule.train  # type: ignore[attr-defined]
         pairs = zip(batch["case"].tolist(), batch["slice"].tolist(), strict=True)
-        shown = ", ".join(f"{dataset.cases[case]} #{number}" for case, number in pairs)
+        return ", ".join(f"{dataset.cases[case]} #{number}" for case, number in pairs)
+
+    def _not_finite(self, batch: dict[str, Any] | None) -> str:
+        where = f"in the last {CHECK_EVERY} batches"
+        if batch is not None:
+            where = f"on the slices {self._shown(batch)}"
         return (
-            f"epoch {self.current_epoch}: the loss is {loss} on the slices {shown}. "
+            f"epoch {self.current_epoch + 1}: the loss is not a finite number {where}. "
             "Lower optimizer.lr, set regularization.optimization.gradient_clip, or use "
             "training.precision=32. The last checkpoint is kept."
         )

@@ -1,4 +1,4 @@
-"""Which number format a run computes in."""
+"""What a run computes on, and in which number format."""
 
 from __future__ import annotations
 
@@ -39,6 +39,29 @@ def choose_precision(wanted: str, accelerator: str) -> LightningPrecision:
         "16": "16-mixed",
     }
     return names[wanted]
+
+
+def choose_accelerator(wanted: str) -> str:
+    """Return `cuda`, `mps` or `cpu`; `auto` takes the first of them that there is.
+
+    Raises:
+        MedsegError: what is wanted is not there.
+    """
+    if wanted == "gpu":
+        wanted = "cuda"
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        raise MedsegError(
+            f"training.accelerator '{wanted}': this machine has none that torch can use. "
+            "Use 'auto' or 'cpu'."
+        )
+    return wanted
 
 
 def fast_bfloat16_cpu() -> bool:

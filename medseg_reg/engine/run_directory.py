@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medseg_reg.config import Config, load_config
 from medseg_reg.data.splits import Splits, read_splits
@@ -167,7 +167,13 @@ class RunDirectory:
 
     def data_facts(self) -> DataFacts:
         """Read what the run knows of its data."""
-        return DataFacts.model_validate(read_json(self.path / "data.json"))
+        path = self.path / "data.json"
+        try:
+            return DataFacts.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise MedsegError(f"{path}: is damaged: '{key}': {first['msg']}.") from None
 
     def splits(self, store: SliceStore) -> Splits | None:
         """Read the split of the run, if it has been made."""

@@ -21,11 +21,20 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Set the handlers, also over those that Lightning has set in the meantime.
+
+        Lightning's own handler for SIGTERM ends the process without a checkpoint, and with
+        exit code 0.
+        """
         # Only the main thread may set handlers; elsewhere the embedding program decides.
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
-        return self
+                before = signal.signal(number, self._note)
+                self._before.setdefault(number, before)
 
     def __exit__(
         self,

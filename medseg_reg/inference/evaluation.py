@@ -14,6 +14,7 @@ from tqdm import tqdm
 from medseg_reg.config import Config
 from medseg_reg.data.store import CaseRow, SliceStore
 from medseg_reg.engine.network import load_run_network
+from medseg_reg.engine.precision import choose_accelerator
 from medseg_reg.engine.run_directory import RunDirectory, environment
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, replacing, sha256_of, write_json
@@ -61,12 +62,22 @@ def evaluate(
     if done.exists() and (summary := read_json(done)).items() >= stamp.items():
         return dict(summary)
     predictor = Predictor(
-        network, config.data.image, run.data_facts().channels, config.evaluation.batch_size
+        network,
+        config.data.image,
+        run.data_facts().channels,
+        config.evaluation.batch_size,
+        choose_accelerator(config.training.accelerator),
     )
     counts = {}
     for case in tqdm(cases, desc=f"evaluate {part}", unit="case", disable=not _progress(config)):
         predicted = predictor.labels(store.image(case), case)
-        counts[case] = count_slices(predicted, store.mask(case), len(store.classes))
+        try:
+            counts[case] = count_slices(predicted, store.mask(case), len(store.classes))
+        except ValueError as error:
+            raise MedsegError(
+                f"{store.path / 'masks' / case}.npy: {error}. The file was changed; convert the "
+                "data again."
+            ) from None
     per_case = case_table(store, counts, config.evaluation.empty)
     per_slice = slice_table(store, counts, config.evaluation.empty)
     summary = {
@@ -79,8 +90,9 @@ def evaluate(
     }
     _write_csv(per_case, tables / "per_case.csv")
     _write_csv(per_slice, tables / "per_slice.csv")
-    write_panels(store, predictor, per_case, out / "panels.png")
-    write_curves(run.path / "metrics.csv", run.path / "curves.png")
+    notes = run.data_facts().notes
+    write_panels(store, predictor, per_case, out / "panels.png", notes)
+    write_curves(run.path / "metrics.csv", run.path / "curves.png", notes)
     # Last, because its presence says that the others are there.
     write_json(done, summary)
     return summary
@@ -189,19 +201,20 @@ def summarise(per_case: pd.DataFrame, per_slice: pd.DataFrame, config: Config) -
 
 def headline(run: RunDirectory, summary: dict[str, Any]) -> str:
     """Return the lines that end a command: interval, pictures, run directory, DICE."""
-    score, overlap = summary["dice"], summary["iou"]
-    shown = "no interval below 3 patients"
-    if score["low"] is not None:
-        shown = f"{score['low']:.3f} to {score['high']:.3f}"
-    part = summary["part"]
-    notes = "".join(f"note: {note}\n" for note in summary["notes"])
-    return (
-        f"{notes}"
-        f"{part}: {score['n']} patients or videos, mean volume DICE {score['mean']:.4f} "
-        f"({shown}), IoU {overlap['mean']:.4f}\n"
-        f"run {run.path}\n"
-        f"{part} DICE {score['mean']:.2f}"
-    )
+    score, overlap, part = summary["dice"], summary["iou"], summary["part"]
+    lines = [f"note: {note}" for note in summary["notes"]]
+    if score["mean"] is None:
+        lines.append(f"{part}: no case could be scored; each class is empty in all of them")
+    else:
+        shown = "no interval below 3 patients"
+        if score["low"] is not None:
+            shown = f"{score['low']:.3f} to {score['high']:.3f}"
+        lines.append(
+            f"{part}: {score['n']} patients or videos, mean volume DICE {score['mean']:.4f} "
+            f"({shown}), IoU {overlap['mean']:.4f}"
+        )
+    value = "unknown" if score["mean"] is None else f"{score['mean']:.2f}"
+    return "\n".join([*lines, f"run {run.path}", f"{part} DICE {value}"])
 
 
 def _progress(config: Config) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.run_directory import DataFacts
 from medseg_reg.errors import MedsegError
+from medseg_reg.inference.predictor import require_finite
 from medseg_reg.io.dicom import list_files, read_series
 from medseg_reg.io.filters import prepared
 from medseg_reg.io.geometry import Geometry, Plane, geometry_of
@@ -33,12 +34,14 @@ class Input:
 
     Attributes:
         name: for progress and errors.
+        source: the file or folder that is read.
         target: the file or folder that is written.
         read: returns the images (S, H, W) or (S, H, W, C) and what `write` needs.
         write: writes the labels (S, H, W).
     """
 
     name: str
+    source: Path
     target: Path
     read: Callable[[], tuple[Array, Any]]
     write: Callable[[Array, Any], None]
@@ -54,10 +57,19 @@ def find_inputs(source: Path, output: Path, facts: DataFacts) -> list[Input]:
         facts: how the training data were converted.
 
     Raises:
-        MedsegError: there is nothing that can be read.
+        MedsegError: there is nothing that can be read, or labels would be written over an input
+            or over other labels.
     """
     if not source.exists():
         raise MedsegError(f"{source}: does not exist. Check --input.")
+    if output.exists() and output.samefile(source):
+        raise MedsegError(f"--output {output}: is the --input {source}. Choose another --output.")
+    inputs = _listed(source, output, facts)
+    _check_targets(inputs)
+    return inputs
+
+
+def _listed(source: Path, output: Path, facts: DataFacts) -> list[Input]:
     if (source / "manifest.json").exists():
         return list(_store(SliceStore(source), output))
     if source.is_file():
@@ -75,6 +87,25 @@ def find_inputs(source: Path, output: Path, facts: DataFacts) -> list[Input]:
     return [_dicom(source, _volume_target(output, source, 1), facts)]
 
 
+def _check_targets(inputs: list[Input]) -> None:
+    """Refuse to write over what is still to be read, or twice to one place."""
+    sources = {one.source.resolve(): one.source for one in inputs}
+    taken: dict[Path, Input] = {}
+    for one in inputs:
+        target = one.target.resolve()
+        if target in sources:
+            raise MedsegError(
+                f"{one.source}: its labels {one.target} would be written over the input "
+                f"{sources[target]}. Choose another --output."
+            )
+        other = taken.setdefault(target, one)
+        if other is not one:
+            raise MedsegError(
+                f"{other.source} and {one.source}: would both be written to {one.target}. Rename "
+                "one of them, or predict them one by one into folders of their own."
+            )
+
+
 def _volume_target(output: Path, source: Path, count: int) -> Path:
     if is_nifti_name(output.name):
         if count > 1:
@@ -89,13 +120,29 @@ def _volume_target(output: Path, source: Path, count: int) -> Path:
 def _store(store: SliceStore, output: Path) -> Iterator[Input]:
     for row in store.manifest.cases:
         read = partial(_read_case, store, row.name)
+        source = store.path / "images" / f"{row.name}.npy"
         if row.geometry is not None:
             target = output / f"{row.name}.nii.gz"
-            yield Input(row.name, target, read, partial(_write_volume, target))
+            yield Input(row.name, source, target, read, partial(_write_volume, target))
         else:
             names = row.slice_names or tuple(f"{number:04d}" for number in range(row.slices))
             target = output / row.name
-            yield Input(row.name, target, read, partial(_write_pictures, target, names))
+            files = _picture_files(names, f"{store.path}, case {row.name}")
+            yield Input(row.name, source, target, read, partial(_write_pictures, target, files))
+
+
+def _picture_files(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Return a file name for each slice; a name may hold dots, and the folders of its source."""
+    taken: dict[str, str] = {}
+    for name in names:
+        file = name.replace("/", "_").replace("\\", "_") + ".png"
+        if file in taken:
+            raise MedsegError(
+                f"{where}: the slices '{taken[file]}' and '{name}' would both be written to "
+                f"{file}. Rename one of the images and convert the data again."
+            )
+        taken[file] = name
+    return tuple(taken)
 
 
 def _read_case(store: SliceStore, case: str) -> tuple[Array, Any]:
@@ -106,13 +153,13 @@ def _nifti(path: Path, target: Path, facts: DataFacts) -> Input:
     def read() -> tuple[Array, Geometry]:
         volume = read_nifti(path, channels=facts.channels > 1)
         shape = volume.array.shape[:3]
-        geometry = geometry_of(volume.affine, shape, _plane(facts) or "axial")
+        geometry = geometry_of(volume.affine, shape, _plane(facts))
         if volume.array.ndim == 4:
             parts = [geometry.from_source(one) for one in np.moveaxis(volume.array, -1, 0)]
             return _prepared(np.stack(parts, axis=-1), facts), geometry
         return _prepared(geometry.from_source(volume.array), facts), geometry
 
-    return Input(path.name, target, read, partial(_write_volume, target))
+    return Input(path.name, path, target, read, partial(_write_volume, target))
 
 
 def _dicom(folder: Path, target: Path, facts: DataFacts) -> Input:
@@ -121,19 +168,22 @@ def _dicom(folder: Path, target: Path, facts: DataFacts) -> Input:
         geometry = volume.geometry(_plane(facts))
         return _prepared(geometry.from_source(volume.array), facts), geometry
 
-    return Input(folder.name, target, read, partial(_write_volume, target))
+    return Input(folder.name, folder, target, read, partial(_write_volume, target))
 
 
 def _picture(path: Path, target: Path, facts: DataFacts) -> Input:
     def read() -> tuple[Array, None]:
         image = read_image(path, "rgb" if facts.channels == 3 else "gray")
+        # Here, because a filter would turn what is no number into some gray value.
+        require_finite(image[np.newaxis], str(path))
         return _prepared(image[np.newaxis], facts), None
 
-    return Input(path.name, target, read, partial(_write_picture, target))
+    return Input(path.name, path, target, read, partial(_write_picture, target))
 
 
-def _plane(facts: DataFacts) -> Plane | None:
-    plane: Plane | None = facts.conversion.get("plane")
+def _plane(facts: DataFacts) -> Plane:
+    """Return the plane of the training's slices, whatever plane an input was taken in."""
+    plane: Plane = facts.conversion.get("plane") or "axial"
     return plane
 
 
@@ -156,6 +206,6 @@ def _write_picture(target: Path, labels: Array, _: None) -> None:
     write_mask_png(target, labels[0])
 
 
-def _write_pictures(folder: Path, names: tuple[str, ...], labels: Array, _: None) -> None:
-    for name, mask in zip(names, labels, strict=True):
-        write_mask_png(folder / f"{Path(name).stem}.png", mask)
+def _write_pictures(folder: Path, files: tuple[str, ...], labels: Array, _: None) -> None:
+    for file, mask in zip(files, labels, strict=True):
+        write_mask_png(folder / file, mask)

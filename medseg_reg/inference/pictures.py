@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,19 @@ from matplotlib import pyplot
 
 from medseg_reg.data.overview import draw_slice
 from medseg_reg.data.store import SliceStore
+from medseg_reg.errors import MedsegError
 from medseg_reg.files import replacing
 from medseg_reg.inference.predictor import Predictor
 
 PIXELS = 480
 
 
-def write_curves(metrics: Path, path: Path) -> None:
-    """Draw losses, and scores of the validation, over the epochs."""
-    table = pd.read_csv(metrics)
+def write_curves(metrics: Path, path: Path, notes: Sequence[str] = ()) -> None:
+    """Draw losses, and scores of the validation, over the epochs; `notes` stand above."""
+    try:
+        table = pd.read_csv(metrics)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, FileNotFoundError) as error:
+        raise MedsegError(f"{metrics}: is missing or damaged ({error}).") from None
     seaborn.set_theme(style="whitegrid", palette="colorblind")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     groups = (
@@ -34,28 +40,34 @@ def write_curves(metrics: Path, path: Path) -> None:
     for axes, label, columns in groups:
         for column, name in columns.items():
             known = table[["epoch", column]].dropna()
-            axes.plot(known["epoch"] + 1, known[column], label=name, marker=".", markersize=4)
+            axes.plot(known["epoch"], known[column], label=name, marker=".", markersize=4)
         axes.set(xlabel="epoch", ylabel=label)
         axes.legend()
     right.set(ylim=(0, 1), title="validation, mean over cases and classes")
     known = table[["epoch", "val_dice"]].dropna()
     if len(known):
         best = known.loc[known["val_dice"].idxmax()]
-        right.axvline(best["epoch"] + 1, color="gray", linewidth=1, linestyle=":")
-        left.set(title=f"best epoch {int(best['epoch']) + 1}, DICE {best['val_dice']:.3f}")
-    _save(figure, path)
+        right.axvline(best["epoch"], color="gray", linewidth=1, linestyle=":")
+        left.set(title=f"best epoch {int(best['epoch'])}, DICE {best['val_dice']:.3f}")
+    _save(figure, path, notes)
 
 
 def write_panels(
-    store: SliceStore, predictor: Predictor, per_case: pd.DataFrame, path: Path
+    store: SliceStore,
+    predictor: Predictor,
+    per_case: pd.DataFrame,
+    path: Path,
+    notes: Sequence[str] = (),
 ) -> None:
     """Draw image, truth and prediction of the best, the median and the worst case.
 
-    Shown is the slice with most foreground in the truth.
+    Shown is the slice with most foreground in the truth; `notes` stand above. Where no case
+    has a score, up to three of them are shown without a rank.
     """
-    scores = per_case.groupby("case", sort=False)["dice"].mean().dropna().sort_values()
+    means = per_case.groupby("case", sort=False)["dice"].mean()
+    scores = means.dropna().sort_values()
     if scores.empty:
-        scores = per_case.groupby("case", sort=False)["dice"].size()
+        scores = means
     chosen = {"best": len(scores) - 1, "median": len(scores) // 2, "worst": 0}
     # With one or two cases some of the three are the same.
     chosen = {label: position for position, label in {v: k for k, v in chosen.items()}.items()}
@@ -76,11 +88,16 @@ def write_panels(
             axes.set_axis_off()
             axes.set_title(title, fontsize=8)
         score = float(scores.iloc[position])
-        line[0].set_title(f"{label}: {case} #{number}, DICE {score:.3f}", fontsize=8)
-    _save(figure, path)
+        title = f"{label}: {case} #{number}, DICE {score:.3f}"
+        if math.isnan(score):
+            title = f"{case} #{number}, no score"
+        line[0].set_title(title, fontsize=8)
+    _save(figure, path, notes)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, notes: Sequence[str]) -> None:
+    if notes:
+        figure.suptitle("\n".join(notes), fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     pyplot.close(figure)

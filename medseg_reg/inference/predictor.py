@@ -52,9 +52,10 @@ class Predictor:
             name: stands in errors.
 
         Raises:
-            MedsegError: the images have other channels than the network takes, or need a
-                window that the training did not have.
+            MedsegError: the images have other channels than the network takes, hold pixels
+                that are no numbers, or need a window that the training did not have.
         """
+        require_finite(images, name)
         result = np.empty(images.shape[:3], dtype=np.uint8)
         for start, scores in self._batches(images, name):
             result[start : start + len(scores)] = scores.argmax(dim=1).to(torch.uint8).cpu()
@@ -62,6 +63,9 @@ class Predictor:
 
     def labels_of_slice(self, images: Array, number: int, name: str) -> Array:
         """Return the labels (H, W) of one slice; its intensities are scaled as its volume's."""
+        # Percentiles are taken of the whole volume, a window needs none of the other slices.
+        used = images if self.image.percentiles else images[number : number + 1]
+        require_finite(used, name)
         limits = limits_of(self.image, images, name)
         for _, scores in self._batches(images[number : number + 1], name, limits):
             return scores.argmax(dim=1).to(torch.uint8).cpu().numpy()[0]
@@ -84,5 +88,27 @@ class Predictor:
             scaled = [fit.image(scale_intensity(one, limits)) for one in block]
             batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy())
             with torch.inference_mode():
-                logits = self.network(batch.to(self.device))
-                yield start, fit.undo(probabilities(logits))
+                scores = fit.undo(probabilities(self.network(batch.to(self.device))))
+            # Outside of the block: in it, the mode would stay on in the caller.
+            yield start, scores
+
+
+def require_finite(images: Array, name: str) -> None:
+    """Refuse NaN and infinity, which would become labels without a word.
+
+    Args:
+        images: (S, H, W) or (S, H, W, C), of any type; may be memory-mapped.
+        name: stands in the error.
+
+    Raises:
+        MedsegError: a pixel is NaN or infinite.
+    """
+    if images.dtype.kind != "f":
+        return
+    for number, one in enumerate(images):
+        if odd := one.size - int(np.count_nonzero(np.isfinite(one))):
+            where = f" of slice {number}" if len(images) > 1 else ""
+            raise MedsegError(
+                f"{name}: {odd} of {one.size} pixels{where} are NaN or infinite. Replace them, "
+                "for example by the value of the background."
+            )

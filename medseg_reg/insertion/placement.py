@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -47,7 +47,10 @@ def place(
     """Put one regularizer into every place that a pattern names.
 
     A pattern is the name of a place (`encoder.2.between_convs`), its last part
-    (`between_convs`, all of them), or a shell pattern (`encoder.*.after_block`).
+    (`between_convs`, all of them), a shell pattern (`encoder.*.after_block`), or the name of a
+    part of the network: of a block (`encoder.2`, `bottleneck`), which is its `after_block`, or of
+    several (`encoder`: the `after_block` of each; `skip`: every skip connection). A number alone
+    names nothing.
 
     Raises:
         MedsegError: no places are given, a pattern matches none, or the regularizer or a
@@ -59,12 +62,13 @@ def place(
         raise MedsegError(f"regularizer '{name}': no places are given. Name at least one.")
     chosen: dict[str, None] = {}
     for pattern in places:
-        found = [place for place in known if _matches(place, pattern)]
+        found = _named(known, pattern)
         if not found:
-            short = sorted({place.rsplit(".", 1)[-1] for place in known})
+            short = sorted({_short(place) for place in known})
+            parts = {place.rsplit(".", n)[0] for place in known for n in (1, 2)}
             raise MedsegError(
                 f"regularizer '{name}': no place matches '{pattern}'."
-                f"{nearest(pattern, [*short, *known])} Places: {', '.join(short)}; "
+                f"{nearest(pattern, [*short, *sorted(parts), *known])} Places: {', '.join(short)}; "
                 f"in full, for example, {', '.join(list(known)[:4])}."
             )
         chosen.update(dict.fromkeys(found))
@@ -93,8 +97,20 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _matches(place: str, pattern: str) -> bool:
-    return fnmatchcase(place, pattern) or place.rsplit(".", 1)[-1] == pattern
+def _named(known: Iterable[str], pattern: str) -> list[str]:
+    """Return the places that a pattern names; see `place`."""
+    found = [place for place in known if fnmatchcase(place, pattern) or _short(place) == pattern]
+    if found:
+        return found
+    inside = [place for place in known if place.startswith(f"{pattern}.")]
+    # "At a block" is read as on its output; a part that has no blocks is taken whole.
+    return [place for place in inside if _short(place) == "after_block"] or inside
+
+
+def _short(place: str) -> str:
+    """Return the last part of a name; of a numbered place (`skip.0`) what is numbered."""
+    rest, _, last = place.rpartition(".")
+    return rest if last.isdigit() and rest else last
 
 
 def measure(

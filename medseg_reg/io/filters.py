@@ -78,12 +78,23 @@ def check_settings(erosion: int | None, canny: tuple[float, float] | None) -> No
 def prepared(
     image: Array, erosion: int | None, canny: tuple[float, float] | None, is_hu: bool
 ) -> Array:
-    """Return pixels in their stored type; with erosion or edges asked for, in 8 bits with these."""
+    """Return pixels in their stored type; with erosion or edges asked for, in 8 bits with these.
+
+    Three channels of 8 bits are a colour picture, whose edges are those of its luma. All other
+    channels, such as sequences of MR, are filtered each for itself.
+
+    Args:
+        image: (S, H, W) or (S, H, W, C).
+        erosion: as of `preprocess`.
+        canny: as of `preprocess`.
+        is_hu: whether the pixels are HU.
+    """
     image = narrowed(image)
     if erosion is None and canny is None:
         return image
     gray = to_8_bits(image, is_hu)
-    if gray.ndim == 4:
+    is_color = image.dtype == np.uint8 and image.ndim == 4 and image.shape[3] == 3
+    if gray.ndim == 4 and not is_color:
         parts = [prepared(gray[..., c], erosion, canny, is_hu) for c in range(gray.shape[3])]
         return np.stack(parts, axis=-1)
     return np.stack([preprocess(one, erosion, canny) for one in gray])

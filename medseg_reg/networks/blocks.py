@@ -58,7 +58,8 @@ class UpBlock(ConvBlock):
         out_channels: channels of the output.
         norm: MONAI's name of the normalization.
         activation: MONAI's name of the activation.
-        upsample: `deconv` (transposed convolution) or `nontrainable` (linear, then 1x1).
+        upsample: `deconv` (transposed convolution) or `nontrainable` (1x1 convolution, where the
+            numbers of channels differ, then linear interpolation).
     """
 
     def __init__(

@@ -39,6 +39,8 @@ class Regularizer(_DropoutNd):
             value, as torch's own do; Heuristic Dropout and CorrDrop do not.
         stochastic: whether two training passes over one input differ enough for MC-dropout. The
             class attribute describes the default parameters; an instance may differ.
+        default_places: where a configuration that names no places puts the layer; a class
+            attribute.
 
     Shapes:
         (B, C, *spatial) with one to three spatial axes, any floating dtype and memory format;
@@ -57,6 +59,7 @@ class Regularizer(_DropoutNd):
     """
 
     stochastic: bool = True
+    default_places: tuple[str, ...] = ("between_convs",)
 
     def __init__(self, p: float = 0.1) -> None:
         """Stores the drop rate.

@@ -146,12 +146,21 @@ def _water_level(weight: Tensor, share: Tensor, p: float) -> Tensor:
     """The lambda (B, 1) for which the weighted mean of min(1, lambda * weight) is p."""
     ordered, order = weight.sort(dim=1, descending=True)
     share = share.gather(1, order)
-    saturated = share.cumsum(1) - share  # with m units at 1: their share
+    saturated = _running_sum(share) - share  # with m units at 1: their share
     # a sum from the end, not a difference of sums from the start, which would cancel
-    rest = (share * ordered).flip(1).cumsum(1).flip(1)
+    rest = _running_sum((share * ordered).flip(1)).flip(1)
     level = (p - saturated) / rest
     fits = level * ordered <= 1.0  # the next unit stays below 1: the first such m is the answer
     return level.gather(1, fits.int().argmax(1, keepdim=True)).clamp(min=0.0)
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """cumsum(1), by doubling: deterministic mode refuses torch's cumsum of floats on CUDA."""
+    step = 1
+    while step < values.shape[1]:
+        values = values + F.pad(values[:, :-step], (step, 0))
+        step *= 2
+    return values
 
 
 def _published_keep(correlation: Tensor, p: float) -> Tensor:

@@ -42,6 +42,8 @@ class InputDropout(Regularizer):
         2
     """
 
+    default_places = ("input",)
+
     def __init__(self, p: float = 0.3) -> None:
         super().__init__(p)
 

@@ -135,6 +135,49 @@ class TestResume:
         add_case(source, "c")
         assert (convert(source).image("a") == 5).all()
 
+    def test_a_repaired_source_of_the_same_size_is_converted_again(self, source: Path) -> None:
+        path = source / "imagesTr/a.nii.gz"
+        for step, value in enumerate((5, 6)):
+            image = nibabel.Nifti1Image(np.full((8, 7, 6), value, np.int16), np.eye(4))
+            # Stored without compression, so that both are of one size.
+            path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=0))
+            os.utime(path, ns=(10**18, 10**18 + step))
+            if step == 0:
+                size = path.stat().st_size
+                self.interrupt(source)
+        assert path.stat().st_size == size
+        add_case(source, "c")
+        assert (convert(source).image("a") == 6).all()
+
+    def test_a_conversion_killed_while_it_flushes_goes_on(self, source, monkeypatch, capsys):
+        flush = os.fsync
+
+        def killed(handle: int) -> None:
+            if os.readlink(f"/proc/self/fd/{handle}").endswith(".npy"):
+                raise KeyboardInterrupt
+            flush(handle)
+
+        if not Path("/proc/self/fd").exists():
+            pytest.skip("this system does not tell the names of open files")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", killed)
+            with pytest.raises(KeyboardInterrupt):
+                convert(source)
+        convert(source)
+        assert "going on; 4 cases are already there" in capsys.readouterr().out
+
+    def test_rests_of_killed_writes_are_no_part_of_the_store(self, source: Path) -> None:
+        self.interrupt(source)
+        partial = source.parent / ".store.partial"
+        for rest in ("images/a.tmp", "masks/c.tmp", ".manifest.x1y2.json", "images/old/a.npy"):
+            (partial / rest).parent.mkdir(exist_ok=True)
+            (partial / rest).write_text("half")
+        store = convert(source, "--skip", "c")
+        assert set(content(store)) == {
+            "manifest.json", "overview.png",
+            *(f"{folder}/{name}.npy" for folder in ("images", "masks") for name in "abd"),
+        }  # fmt: skip
+
     def test_other_settings_do_not_go_on(self, source: Path) -> None:
         self.interrupt(source)
         with pytest.raises(MedsegError, match="plane: 'axial', now 'coronal'") as error:
@@ -149,7 +192,9 @@ class TestFinished:
         before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
         capsys.readouterr()
         convert(source)
-        assert "is already complete (4 cases); nothing to do" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "is already complete (4 cases); nothing to do" in told
+        assert "sources have the same names and sizes" in told
         assert before == {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
 
     @pytest.mark.parametrize(
@@ -164,6 +209,11 @@ class TestFinished:
         with pytest.raises(MedsegError, match=told):
             convert(source, *more)
         assert content(SliceStore(source.parent / "store")) == before
+
+    def test_times_of_the_sources_do_not_count(self, source: Path) -> None:
+        before = content(convert(source))
+        os.utime(source / "imagesTr/a.nii.gz", ns=(0, 0))
+        assert content(convert(source)) == before
 
     def test_other_sources_are_refused(self, source: Path) -> None:
         convert(source)

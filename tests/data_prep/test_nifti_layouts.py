@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from nibabel import orientations
 
@@ -329,6 +330,38 @@ class TestDicom:
         np.testing.assert_array_equal(store.image(name), image)
         np.testing.assert_array_equal(store.mask(name), mask)
         assert (name, store.manifest.description.unit) == ("PANCREAS_0001", "HU")
+
+    @pytest.mark.parametrize(
+        ("asked", "turn", "plane"),
+        [
+            ((), None, "axial"),
+            ((), [1, 0, 0, 0, 0, -1], "coronal"),
+            ((), [0, 1, 0, 0, 0, -1], "sagittal"),
+            (("--plane", "axial"), [1, 0, 0, 0, 0, -1], "axial"),
+        ],
+    )
+    def test_the_plane_is_stored(self, scan, tmp_path, asked, turn, plane) -> None:
+        normal = np.cross(turn[:3], turn[3:]) if turn else None
+        for index, path in enumerate(sorted(scan.rglob("*.dcm"))):
+            if turn:
+                one = pydicom.dcmread(path)
+                one.ImageOrientationPatient = turn
+                one.ImagePositionPatient = [float(v) for v in 3 * index * normal]
+                one.save_as(path)
+        # A localizer lies across the series and comes first.
+        other = pydicom.dcmread(path)
+        other.SeriesInstanceUID, other.SOPInstanceUID = "1.2.3", "1.2.3.4"
+        other.ImageOrientationPatient = [0, 1, 0, 0, 0, -1] if plane != "sagittal" else turn
+        other.save_as(scan / "000.dcm")
+        series = read_series(list_files(scan), where=scan)
+        mask = np.zeros(series.array.shape, np.uint8)
+        mask[5:9, 5:9, 5:9] = 1
+        nibabel.save(nibabel.Nifti1Image(mask, series.affine), tmp_path / "label.nii")
+        options = ("--label", str(tmp_path / "label.nii"), "--classes", "x", *asked)
+        store = self.run(scan, tmp_path / "s", *options)
+        assert store.manifest.settings["plane"] == plane
+        (row,) = store.manifest.cases
+        assert row.geometry == series.geometry(plane)
 
     def test_a_label_of_another_scan_is_refused(self, scan, tmp_path) -> None:
         save(tmp_path / "label.nii", np.ones((48, 48, 12), np.uint8))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 
+import data_prep.phantom
 from data_prep.phantom import LABEL_FOLDER, main, make_demo, make_phantom
 from data_prep.phantom_anatomy import phantom_volume
+from medseg_reg import train
+from medseg_reg.config import PhantomSpec
 from medseg_reg.data.store import SliceStore
 from medseg_reg.data.verify import verify
 from medseg_reg.errors import MedsegError
@@ -158,5 +164,43 @@ class TestCommand:
         np.testing.assert_array_equal(store.image("pancreas_0002"), image)
         np.testing.assert_array_equal(store.mask("pancreas_0002"), mask)
         assert store.manifest.description.name == "Pancreas-CT phantom"
+        assert store.manifest.settings["plane"] == "axial"
         assert verify(store) == []
         assert make_demo(path, cases=2, size=48, slices=12, seed=3) == path
+
+    def test_a_demo_that_is_there_is_taken_at_once_without_its_source(
+        self, tmp_path: Path, monkeypatch, capsys
+    ) -> None:
+        numbers = {"cases": 2, "size": 48, "slices": 12, "seed": 3}
+        path = make_demo(tmp_path / "demo/store", **numbers)
+        shutil.rmtree(tmp_path / "demo/source")
+        capsys.readouterr()
+        monkeypatch.setattr(data_prep.phantom, "phantom_volume", None)
+        assert make_demo(path, **numbers) == path
+        assert capsys.readouterr().out == ""
+        assert [p.name for p in (tmp_path / "demo").iterdir()] == ["store"]
+
+    @pytest.mark.parametrize("change", [{"cases": 4}, {"size": 32}, {"slices": 8}, {"seed": 4}])
+    def test_a_demo_of_other_numbers_is_refused(self, tmp_path: Path, change) -> None:
+        numbers = {"cases": 3, "size": 40, "slices": 9, "seed": 3}
+        ((key, value),) = change.items()
+        make_demo(tmp_path / "demo/store", **numbers)
+        before = content(tmp_path)
+        told = f"{key}: {numbers[key]}, now {value}"
+        with pytest.raises(MedsegError, match=rf"store: was made .*\({told}\)"):
+            make_demo(tmp_path / "demo/store", **{**numbers, **change})
+        assert content(tmp_path) == before
+        shutil.rmtree(tmp_path / "demo/store")
+        with pytest.raises(MedsegError, match=rf"source: holds .* \({told}\)"):
+            make_demo(tmp_path / "demo/store", **{**numbers, **change})
+
+    def test_training_refuses_a_store_that_is_not_its_phantom(self, tmp_path: Path) -> None:
+        def spec(**numbers: int) -> Any:
+            data = SimpleNamespace(store=tmp_path / "store", phantom=PhantomSpec(**numbers))
+            return SimpleNamespace(data=data)
+
+        train.make_phantom(spec(cases=3, size=48, slices=12))
+        train.make_phantom(spec(cases=3, size=48, slices=12))
+        with pytest.raises(MedsegError, match=r"^data\.phantom: .*size: 48, now 56") as error:
+            train.make_phantom(spec(cases=3, size=56, slices=12))
+        assert str(error.value).endswith("\nTo train on what is there, set data.phantom=null.")

@@ -19,6 +19,7 @@ from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.evaluate import main as evaluate_main
+from medseg_reg.inference import pictures
 from medseg_reg.inference.evaluation import case_table, count_slices, slice_table, summarise
 from medseg_reg.inference.predictor import Predictor
 from medseg_reg.train import main as train_main
@@ -175,3 +176,21 @@ def test_two_patients_have_no_interval(tmp_path):
     summary = summarise(*tables, parse_config(content, "test"))
     assert summary["dice"]["low"] is None
     assert summary["dice"]["method"] == "none"
+
+
+@pytest.mark.parametrize("scores", [(np.nan, np.nan), (0.25, np.nan), (0.25, 0.5)])
+def test_a_case_without_a_score_is_shown_as_such(tmp_path, monkeypatch, scores):
+    store = make_store(tmp_path / "store", cases=2, slices=2, size=16)
+    titles = []
+    monkeypatch.setattr(
+        pictures, "_save",
+        lambda figure, *_: titles.extend(axes.get_title() for axes in figure.axes[::3]),
+    )  # fmt: skip
+    predictor = Predictor(nn.Conv2d(1, 2, 1), ImageSpec(), 1, device="cpu")
+    table = pd.DataFrame({"case": list(store.rows), "dice": scores})
+    pictures.write_panels(store, predictor, table, tmp_path / "panels.png")
+    pictures.pyplot.close("all")
+    shown = sorted(title.rsplit(", ", 1)[1] for title in titles)
+    known = [f"DICE {score:.3f}" for score in scores if not math.isnan(score)]
+    assert shown == (known or ["no score", "no score"])
+    assert all(title.startswith(("best", "median", "worst")) == bool(known) for title in titles)

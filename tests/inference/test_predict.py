@@ -7,13 +7,21 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from data_prep.nifti import main as convert_nifti
-from medseg_reg.data.store import SliceStore
+from medseg_reg.data.preprocessing import ImageSpec
+from medseg_reg.data.store import Description, SliceStore
+from medseg_reg.data.store_writer import CaseArrays, CaseSource, StoreWriter
+from medseg_reg.engine.run_directory import DataFacts
 from medseg_reg.errors import MedsegError
+from medseg_reg.inference.inputs import find_inputs
+from medseg_reg.inference.predictor import Predictor
 from medseg_reg.predict import main as predict
 from medseg_reg.train import main as train_main
+from tests.io.conftest import slice_dataset
 from tests.stores import make_store
 from tests.training import tiny_config, write_config
 
@@ -180,3 +188,174 @@ def test_a_dicom_series_comes_back_on_its_grid(tmp_path, shared_data):
         for one in (result, truth)
     ]
     np.testing.assert_allclose(*ends, atol=0.02)
+
+
+def facts(**conversion: object) -> DataFacts:
+    return DataFacts(
+        name="x", classes=("background", "box"), channels=1, unit="gray value", modality="x",
+        citation="", licence="", manifest_sha256="", conversion=conversion,
+    )  # fmt: skip
+
+
+def put(path: Path) -> Path:
+    """Write a small picture or volume, whichever the name asks for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ".nii" in path.name:
+        nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 4), np.int16), np.eye(4)), path)
+    else:
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "output"),
+    [
+        (["d/a.png"], "d", "d"),
+        (["d/a.jpg"], "d", "d"),
+        (["d/a.nii.gz"], "d", "d"),
+        (["d/a.nii.gz"], "d", "d/../d"),
+        (["d/a.nii.gz"], "d", "link"),
+        (["d/a.nii.gz"], "d/a.nii.gz", "d"),
+        (["d/a.nii.gz"], "d/a.nii.gz", "d/a.nii.gz"),
+        (["d/a.nii.gz"], "d", "d/a.nii.gz"),
+        (["d/a.png"], "d/a.png", "d"),
+    ],
+)
+def test_an_input_is_never_overwritten(picture_run, tmp_path, files, source, output):
+    paths = [put(tmp_path / file) for file in files]
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    before = {path: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    arguments = ["--input", str(tmp_path / source), "--output", str(tmp_path / output)]
+    with pytest.raises(MedsegError, match="Choose another --output") as error:
+        predict(["--run", str(picture_run), *arguments])
+    assert str(tmp_path / source) in str(error.value) or str(paths[0]) in str(error.value)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+
+
+def test_a_store_is_no_place_for_its_labels(picture_run):
+    store = picture_run.parent / "store"
+    with pytest.raises(MedsegError, match="Choose another --output"):
+        predict(["--run", str(picture_run), "--input", str(store), "--output", str(store)])
+
+
+@pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("x.nii", "x.nii.gz")])
+def test_two_inputs_of_one_target_are_both_named(picture_run, tmp_path, names):
+    for name in names:
+        put(tmp_path / "in" / name)
+    arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    with pytest.raises(MedsegError, match="would both be written to") as error:
+        predict(["--run", str(picture_run), *arguments])
+    assert all(str(tmp_path / "in" / name) in str(error.value) for name in names)
+    assert not (tmp_path / "out").exists()
+
+
+def store_of_slices(path: Path, names: tuple[str, ...]) -> Path:
+    about = Description(
+        name="x", source="x", licence="x", citation="x", modality="x", unit="x",
+        classes=("background", "box"),
+    )  # fmt: skip
+    writer = StoreWriter(path, about, {})
+    writer.begin()
+    image = np.random.default_rng(0).integers(0, 255, (len(names), 32, 32), np.uint8)
+    arrays = CaseArrays(image, np.zeros(image.shape, np.uint8), slice_names=names)
+    writer.write(CaseSource("one", "one", ()), arrays, "0" * 64)
+    return writer.publish(["one"]).path
+
+
+def test_slices_keep_their_whole_names(picture_run, tmp_path):
+    names = ("left/0001", "right/0001", "f_1.5", "f_1.7", "a\\b")
+    store = store_of_slices(tmp_path / "store", names)
+    output = tmp_path / "out"
+    predict(["--run", str(picture_run), "--input", str(store), "--output", str(output)])
+    assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*.png")) == [
+        "one/a_b.png",
+        "one/f_1.5.png",
+        "one/f_1.7.png",
+        "one/left_0001.png",
+        "one/right_0001.png",
+    ]
+
+
+def test_slices_of_one_file_name_are_refused(picture_run, tmp_path):
+    store = store_of_slices(tmp_path / "store", ("left/1", "left_1"))
+    arguments = ["--input", str(store), "--output", str(tmp_path / "out")]
+    with pytest.raises(MedsegError, match=r"case one: .*'left/1' and 'left_1'.*left_1\.png"):
+        predict(["--run", str(picture_run), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def stored_shape(source: Path, **conversion: object) -> tuple[int, ...]:
+    (one,) = find_inputs(source, source.parent / "out", facts(**conversion))
+    return one.read()[0].shape
+
+
+@pytest.mark.parametrize(
+    ("conversion", "shape"),
+    [
+        ({}, (6, 10, 12)),
+        ({"plane": None}, (6, 10, 12)),
+        ({"plane": "axial"}, (6, 10, 12)),
+        ({"plane": "coronal"}, (10, 6, 12)),
+        ({"plane": "sagittal"}, (12, 6, 10)),
+    ],
+)
+def test_volumes_are_read_in_the_plane_of_the_training(tmp_path, conversion, shape):
+    array = np.arange(720, dtype=np.int16).reshape(12, 10, 6)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "scan.nii.gz")
+    assert stored_shape(tmp_path / "scan.nii.gz", **conversion) == shape
+
+
+@pytest.mark.parametrize(
+    ("conversion", "shape"), [({}, (7, 9, 8)), ({"plane": "coronal"}, (9, 7, 8))]
+)
+def test_a_series_is_read_in_the_plane_of_the_training(tmp_path, conversion, shape):
+    # A coronal series of 9 slices with 7 rows and 8 columns.
+    pixels = np.arange(504, dtype=np.int16).reshape(9, 7, 8)
+    for index, one in enumerate(pixels):
+        dataset = slice_dataset(
+            one,
+            index,
+            ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+            ImagePositionPatient=[0, 2.5 * index, 0],
+        )
+        (tmp_path / "series").mkdir(exist_ok=True)
+        dataset.save_as(tmp_path / "series" / f"{index}.dcm", enforce_file_format=True)
+    assert stored_shape(tmp_path / "series", **conversion) == shape
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("filters", [{}, {"erosion": 3}], ids=["plain", "eroded"])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path, value, filters):
+    pixels = np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    pixels[3, 4] = value
+    np.save(tmp_path / "frame.npy", pixels)
+    (one,) = find_inputs(tmp_path / "frame.npy", tmp_path / "out", facts(**filters))
+    predictor = Predictor(nn.Conv2d(1, 2, 1), ImageSpec(window=(0, 1)), 1, device="cpu")
+    with pytest.raises(MedsegError, match=r"frame\.npy.*1 of 64 pixels.*NaN or infinite"):
+        predictor.labels(one.read()[0], one.name)
+
+
+@pytest.mark.parametrize("limits", [{"window": (0, 1)}, {"percentiles": (1, 99)}])
+def test_a_volume_with_nan_is_refused(limits):
+    images = np.zeros((5, 8, 8), np.float32)
+    images[4, 0, 0] = np.nan
+    predictor = Predictor(nn.Conv2d(1, 2, 1), ImageSpec(**limits), 1, device="cpu")
+    with pytest.raises(MedsegError, match="scan: .*slice 4"):
+        predictor.labels(images, "scan")
+    with pytest.raises(MedsegError, match="scan: .*NaN"):
+        predictor.labels_of_slice(images, 4, "scan")
+
+
+def test_percentiles_of_nan_are_refused_for_every_slice():
+    images = np.zeros((5, 8, 8), np.float32)
+    images[4, 0, 0] = np.nan
+    predictor = Predictor(nn.Conv2d(1, 2, 1), ImageSpec(percentiles=(1, 99)), 1, device="cpu")
+    with pytest.raises(MedsegError, match="scan: .*NaN"):
+        predictor.labels_of_slice(images, 0, "scan")
+
+
+def test_inference_mode_does_not_leak_between_batches():
+    predictor = Predictor(nn.Conv2d(1, 2, 1), ImageSpec(), 1, batch_size=1, device="cpu")
+    for _, scores in predictor._batches(np.zeros((2, 8, 8), np.uint8), "scan"):
+        assert not torch.is_inference_mode_enabled()
+        assert not scores.requires_grad

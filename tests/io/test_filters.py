@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from medseg_reg.errors import MedsegError
-from medseg_reg.io.filters import preprocess
+from medseg_reg.io.filters import prepared, preprocess, to_8_bits
 
 
 @pytest.fixture
@@ -79,3 +79,37 @@ def test_settings_out_of_range_are_refused(image, erosion, canny):
 def test_other_types_are_refused(image):
     with pytest.raises(TypeError, match="8-bit"):
         preprocess(image.astype(np.int16), 3, None)
+
+
+@pytest.fixture
+def colours() -> np.ndarray:
+    """Two pictures (2, H, W, 3) whose channels have edges at different places."""
+    stack = np.random.default_rng(1).integers(20, 40, (2, 40, 60, 3), np.uint8)
+    for channel in range(3):
+        stack[:, 5 + 8 * channel : 20 + 8 * channel, 10:40, channel] = 220
+    return stack
+
+
+@pytest.mark.parametrize(("erosion", "canny"), [(3, None), (None, (50, 150)), (3, (50, 150))])
+def test_a_stack_of_colour_pictures_is_filtered_picture_by_picture(colours, erosion, canny):
+    expected = np.stack([preprocess(one, erosion, canny) for one in colours])
+    np.testing.assert_array_equal(prepared(colours, erosion, canny, is_hu=False), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_numbers_of_channels_are_filtered_one_by_one(colours, channels):
+    stack = np.concatenate([colours, colours], axis=-1)[..., :channels]
+    result = prepared(stack, 3, (50, 150), is_hu=False)
+    assert result.shape == stack.shape
+    for index in range(channels):
+        alone = prepared(stack[..., index], 3, (50, 150), is_hu=False)
+        np.testing.assert_array_equal(result[..., index], alone)
+
+
+def test_three_sequences_of_more_bits_are_no_colours(colours):
+    deep = colours.astype(np.int16) * 9
+    eight = to_8_bits(deep, is_hu=False)
+    result = prepared(deep, None, (50, 150), is_hu=False)
+    for index in range(3):
+        expected = np.stack([preprocess(one, None, (50, 150)) for one in eight[..., index]])
+        np.testing.assert_array_equal(result[..., index], expected)

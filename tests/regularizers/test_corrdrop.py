@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg_reg.regularizers import (
     CorrDropChannel,
@@ -125,6 +126,46 @@ def test_the_temperature_goes_from_uniform_to_the_least_correlated_alone() -> No
 def test_equal_or_missing_correlations_give_uniform_rates(value: float) -> None:
     q = drop_probability(torch.full((2, 6), value), 0.3)
     torch.testing.assert_close(q, torch.full((2, 6), 0.3))
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations that torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("rule", [corrdrop_spatial, corrdrop_channel])
+def test_no_running_sum_that_deterministic_mode_refuses_on_cuda(rule: Any, faithful: bool) -> None:
+    with Operations() as seen:
+        rule(torch.rand(2, 6, 12, 9), 0.3, faithful=faithful)
+    assert "mul" in seen.names
+    assert "cumsum" not in seen.names
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 3, 64, 1000])
+def test_the_running_sum_is_that_of_torch(units: int) -> None:
+    values = torch.rand(3, units)
+    torch.testing.assert_close(module._running_sum(values), values.cumsum(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rule", [corrdrop_spatial, corrdrop_channel])
+def test_deterministic_mode_takes_it_on_a_gpu(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert rule(torch.rand(2, 6, 12, 9, device="cuda"), 0.3).isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def half_correlated(batch: int, channels: int, size: int) -> torch.Tensor:
