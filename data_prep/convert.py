@@ -10,11 +10,15 @@ import argparse
 import hashlib
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,7 +128,8 @@ def _convert_all(
             return failures
         # Spawned, not forked: a forked child of a process with threads can deadlock.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
+        count = min(workers, len(todo))
+        with _terminable(), ProcessPoolExecutor(count, context, _die_with_parent) as pool:
             waiting = {pool.submit(convert_one, source, read, writer): source for source in todo}
             try:
                 for future in as_completed(waiting):
@@ -133,6 +138,31 @@ def _convert_all(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return failures
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a conversion as Ctrl-C does, so that its workers end too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that started it has been killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Space:

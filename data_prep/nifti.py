@@ -45,13 +45,15 @@ def main(arguments: Sequence[str]) -> None:
     check_settings(options.erosion, options.canny)
     if (options.rtstruct is not None) != bool(options.roi):
         parser.error("--rtstruct and --roi belong together")
+    if options.source is not None and (options.label or options.rtstruct):
+        options.dicom = options.source  # a folder that needs a label beside it is a series
     if options.dicom is not None:
         if (options.label is None) == (options.rtstruct is None):
             parser.error("--dicom needs either --label or --rtstruct with --roi")
         _convert_dicom(options)
         return
-    if options.label or options.rtstruct or options.series:
-        parser.error("--label, --rtstruct and --series go with --dicom")
+    if options.series:
+        parser.error("--series goes with a DICOM series and its --label or --rtstruct")
     _convert_nifti(options)
 
 
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Convert NIfTI volumes, or one DICOM series, into a slice store.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--source", type=Path, help="the folder with imagesTr and labelsTr")
+    source.add_argument("--source", type=Path, help="imagesTr and labelsTr, or a series")
     source.add_argument("--dicom", type=Path, help="the folder of one DICOM series")
     parser.add_argument("--label", type=Path, help="label map of the series, NIfTI")
     parser.add_argument("--rtstruct", type=Path, help="contours of the series")
@@ -73,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--classes", nargs="+", metavar="NAME", help="names of the labels 1, 2, ... in order"
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        type=int,
+        metavar="VALUE",
+        help="values of the classes in the label maps, in order; others become background "
+        "(default: 1 2 ...)",
     )
     parser.add_argument("--modality", help="CT, MR, ... (default: that of dataset.json)")
     parser.add_argument("--erosion", type=int, metavar="N", help="erode by a square of N pixels")
@@ -93,6 +103,7 @@ def _convert_nifti(options: argparse.Namespace) -> None:
     modality = options.modality or ", ".join(map(str, modalities.values())) or "unknown"
     is_ct = modality.upper() == "CT"
     classes = _classes(options.classes, about, file)
+    _check_labels(options, classes)
     sources = find_cases(root, channels_in_file=len(modalities) > 1, unit="HU" if is_ct else "")
     description = Description(
         name=str(about.get("name") or root.resolve().name),
@@ -104,9 +115,10 @@ def _convert_nifti(options: argparse.Namespace) -> None:
         classes=classes,
     )
     plane = options.plane or "axial"
-    settings = {"converter": "nifti", "plane": plane, "modality": modality, **_common(options)}
+    common = _common(options)
+    settings = {"converter": "nifti", "plane": plane, "modality": modality, **_plain(common)}
     settings["classes"] = list(classes)
-    read = partial(read_nifti_case, plane=plane, **_common(options))
+    read = partial(read_nifti_case, plane=plane, **common)
     convert(sources, read, description, options, settings)
 
 
@@ -122,6 +134,7 @@ def _convert_dicom(options: argparse.Namespace) -> None:
     if rois and len(names) != len(rois):
         raise MedsegError(f"--classes names {len(names)} labels, --roi {len(rois)} regions.")
     classes = _classes(names, {}, label)
+    _check_labels(options, classes)
     name = options.name or _case_name(options.dicom.resolve().name)
     source = CaseSource(
         name=name,
@@ -142,14 +155,32 @@ def _convert_dicom(options: argparse.Namespace) -> None:
     )
     settings = {
         "converter": "dicom", "plane": plane, "series": options.series,
-        "roi": list(rois), "classes": list(classes), **_common(options),
+        "roi": list(rois), "classes": list(classes), **_plain(_common(options)),
     }  # fmt: skip
     read = partial(read_dicom_case, plane=plane, rois=rois, **_common(options))
     convert([source], read, description, options, settings)
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
-    return {"erosion": options.erosion, "canny": options.canny}
+    labels = tuple(options.labels) if options.labels else None
+    return {"erosion": options.erosion, "canny": options.canny, "labels": labels}
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options in the types of JSON, in which a store keeps its settings."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+
+
+def _check_labels(options: argparse.Namespace, classes: Sequence[str]) -> None:
+    values = options.labels
+    if values is None:
+        return
+    sound = len(set(values)) == len(values) == len(classes) - 1
+    if options.rtstruct or not sound or not all(1 <= value <= 255 for value in values):
+        raise MedsegError(
+            f"--labels {values}: expected a value from 1 to 255 for each of the classes "
+            f"{list(classes[1:])}, for label maps alone."
+        )
 
 
 def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> list[CaseSource]:
@@ -229,9 +260,8 @@ def _classes(given: Sequence[str] | None, about: dict[str, Any], file: Path) -> 
         return with_background(given)
     pairs = _mapping(about, "labels")
     if not pairs:
-        raise MedsegError(
-            f"{file}: names no labels. Name the labels 1, 2, ... with --classes NAME ..."
-        )
+        what = "names no labels" if about else "is not there"
+        raise MedsegError(f"{file}: {what}. Name the labels 1, 2, ... with --classes NAME ...")
     # The Decathlon writes {"1": "pancreas"}, nnU-Net 2 writes {"pancreas": 1}.
     if not all(str(key).isdigit() for key in pairs):
         pairs = {str(value): key for key, value in pairs.items()}

@@ -69,8 +69,8 @@ class PhantomSpec(Closed):
     """A generated data set, for a first run without data: made where the store is missing."""
 
     cases: int = Field(12, ge=3)
-    size: int = Field(96, ge=32, multiple_of=8)
-    slices: int = Field(24, ge=8)
+    size: int = Field(96, ge=64, multiple_of=8)
+    slices: int = Field(24, ge=16)
     seed: int = Field(0, ge=0)
 
 

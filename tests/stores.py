@@ -46,9 +46,7 @@ def make_store(
     counts = [slices] * len(names) if isinstance(slices, int) else list(slices)
     shape = (size, size) if isinstance(size, int) else size
     labels = classes if isinstance(classes, int) else len(classes)
-    writer = StoreWriter(
-        Path(path), _description(classes, dtype), {"made_by": "tests", "seed": seed}
-    )
+    writer = StoreWriter(Path(path), describe(classes, dtype), {"made_by": "tests", "seed": seed})
     writer.begin()
     made: dict[str, CaseArrays] = {}
     for index, (name, count) in enumerate(zip(names, counts, strict=True)):
@@ -69,7 +67,8 @@ def make_store(
     return writer.publish(names)
 
 
-def _description(classes: int | Sequence[str], dtype: str) -> Description:
+def describe(classes: int | Sequence[str], dtype: str) -> Description:
+    """Describe a store for tests."""
     if isinstance(classes, int):
         classes = ["background", *(f"class_{i}" for i in range(1, classes))]
     return Description(
