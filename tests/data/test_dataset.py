@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,7 @@ class FakeTrainer:
 
     def __init__(self, rank: int, world: int) -> None:
         self.global_rank, self.world_size = rank, world
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 
 def test_processes_share_out_training_and_validation(store: SliceStore) -> None:

@@ -199,8 +199,8 @@ class TestCommand:
             data = SimpleNamespace(store=tmp_path / "store", phantom=PhantomSpec(**numbers))
             return SimpleNamespace(data=data)
 
-        train.make_phantom(spec(cases=3, size=48, slices=12))
-        train.make_phantom(spec(cases=3, size=48, slices=12))
-        with pytest.raises(MedsegError, match=r"^data\.phantom: .*size: 48, now 56") as error:
-            train.make_phantom(spec(cases=3, size=56, slices=12))
+        train.make_phantom(spec(cases=3, size=64, slices=16))
+        train.make_phantom(spec(cases=3, size=64, slices=16))
+        with pytest.raises(MedsegError, match=r"^data\.phantom: .*size: 64, now 72") as error:
+            train.make_phantom(spec(cases=3, size=72, slices=16))
         assert str(error.value).endswith("\nTo train on what is there, set data.phantom=null.")
