@@ -97,7 +97,12 @@ def train_in_child(
             sys.stderr.flush()
             os._exit(70)
     if after is not None:
-        time.sleep(after)
+        end = time.monotonic() + after
+        while time.monotonic() < end:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
         os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
