@@ -332,7 +332,11 @@ def _scale(stored: Array, slope: float, intercept: float) -> Array:
     """Return stored * slope + intercept, in 16-bit whole numbers where that is exact."""
     whole = slope == 1 and intercept == int(intercept) and abs(intercept) < 32768
     if whole and stored.dtype.itemsize <= 2:
-        low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+        # The type alone often says that the sum fits, which saves two passes over the pixels.
+        low, high = np.iinfo(stored.dtype).min, np.iinfo(stored.dtype).max
+        if low + intercept < -32768 or high + intercept > 32767:
+            low, high = int(stored.min()), int(stored.max())
+        low, high = low + int(intercept), high + int(intercept)
         if low >= -32768 and high <= 32767:
             if stored.dtype.itemsize == 2 and stored.dtype.isnative:
                 # The sum fits, so adding modulo 2**16 gives it for unsigned numbers too.
