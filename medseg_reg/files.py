@@ -17,12 +17,13 @@ from medseg_reg.errors import MedsegError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block succeeds.
 
     The data are flushed to the disk before the rename, so after a crash or a power cut the
     file is the old one or the new one, never half of one. The suffix is kept, because writers
-    of images choose their format by it.
+    of images choose their format by it. Without `durable` a power cut may leave an empty file, a
+    killed process still not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
@@ -37,8 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
             if error.errno is None or error.filename not in (None, str(temporary)):
                 raise
             raise OSError(error.errno, error.strerror, str(path)) from None
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
@@ -51,9 +53,9 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -63,9 +65,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, durable: bool = True) -> None:
     """Write a JSON file whole or not at all; numbers that JSON cannot hold are an error."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable)
 
 
 def read_json(path: Path) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -149,8 +151,18 @@ class StoreWriter:
 
     def has(self, source: CaseSource) -> bool:
         """Whether a case is already written whole, from files that have not changed since."""
-        file = self._row_file(source.name)
-        return file.exists() and read_json(file)["fingerprint"] == source.fingerprint(times=True)
+        try:
+            content = json.loads(self._row_file(source.name).read_text(encoding="utf-8"))
+            row = CaseRow.model_validate(content["row"])
+            image, mask = (
+                (self.partial / folder / f"{source.name}.npy").stat().st_size
+                for folder in ("images", "masks")
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False  # not there, or lost in a power cut
+        pixels = math.prod(row.shape) * np.dtype(row.dtype).itemsize
+        whole = image > pixels and mask > math.prod(row.shape[:3])
+        return whole and content["fingerprint"] == source.fingerprint(times=True)
 
     def _row_file(self, name: str) -> Path:
         return self.partial / "cases" / f"{name}.json"
@@ -188,7 +200,9 @@ class StoreWriter:
             "fingerprint": source.fingerprint(times=True),
             "row": row.model_dump(mode="json"),
         }
-        write_json(self._row_file(source.name), content)
+        # Flushing this row would flush the arrays before it, and the converter would wait for the
+        # disk after each case; `publish` flushes all of them.
+        write_json(self._row_file(source.name), content, durable=False)
         return row
 
     def publish(self, names: list[str]) -> SliceStore:
