@@ -26,6 +26,7 @@ from medseg_reg.data.module import SliceDataModule
 from medseg_reg.data.sampling import epoch_order
 from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.fit import data_module
 from medseg_reg.engine.precision import choose_precision
 from medseg_reg.engine.schedule import learning_rate_factor
 from medseg_reg.errors import MedsegError, run_main
@@ -84,16 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_determinism(config.seed)
     store = SliceStore(config.data.store)
     splits = make_splits(store, config.data.split)
-    data = SliceDataModule(
-        store,
-        splits,
-        image=config.data.image,
-        sampling=config.data.sampling,
-        augmentation=[(a.name, a.arguments) for a in config.regularization.data],
-        batch_size=config.data.batch_size,
-        workers=0,
-        seed=config.seed,
-    )
+    data = data_module(config, store, splits)
     network = basic_unet(config, data.channels, len(store.classes))
     best = train(network, config, data)
     network.load_state_dict(best)

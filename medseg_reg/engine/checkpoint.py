@@ -30,7 +30,7 @@ from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.files import replacing, write_bytes
 
-# Batches between two questions to the other processes whether to stop or save.
+# Optimizer steps between two questions to the other processes whether to stop or save.
 ASK_EVERY = 10
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
 
@@ -172,9 +172,11 @@ class RunCheckpoint(Checkpoint):
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if last or not between_steps:
             return
-        stopping, due = self._asked(trainer, batch_idx)
+        step = (batch_idx + 1) // trainer.accumulate_grad_batches
+        stopping, due = self._asked(trainer, step - 1)
         if stopping or due:
-            self._save(trainer, pl_module)
+            self._require_finite(pl_module, trainer.current_epoch)
+            self._save(trainer)
         if stopping:
             done = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
             raise Interrupted(f"{done}. {self._how_to_go_on()}")
@@ -193,12 +195,11 @@ class RunCheckpoint(Checkpoint):
                 self.best_score, self.best_epoch = score, epoch
                 if trainer.is_global_zero:
                     save_weights(pl_module.network, self.folder / BEST)
-        self._save(trainer, pl_module)
-        if epoch + 1 < (trainer.max_epochs or 0) and self._asked(trainer, None)[0]:
+        self._save(trainer)
+        if epoch + 1 < (trainer.max_epochs or 0) and self._asked(trainer, 0)[0]:
             raise Interrupted(f"after epoch {epoch + 1}. {self._how_to_go_on()}")
 
-    def _save(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._require_finite(pl_module, trainer.current_epoch)
+    def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
         self._saved = time.monotonic()
 
@@ -212,12 +213,12 @@ class RunCheckpoint(Checkpoint):
                 f"checkpoint in {self.folder} is kept."
             )
 
-    def _asked(self, trainer: L.Trainer, batch_idx: int | None) -> tuple[bool, bool]:
+    def _asked(self, trainer: L.Trainer, step: int) -> tuple[bool, bool]:
         """Whether to stop, and whether it is time to save; the same answer in all processes."""
         own = [self.stop.requested, time.monotonic() - self._saved > self.seconds]
         if trainer.world_size == 1:
             return own[0], own[1]
-        if batch_idx is not None and batch_idx % ASK_EVERY:
+        if step % ASK_EVERY:
             return False, False
         answers = torch.tensor(own, dtype=torch.int32, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)

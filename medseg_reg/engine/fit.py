@@ -55,7 +55,7 @@ def fit(config: Config) -> RunDirectory:
         run.require_data(store)
         return run
     splits = run.splits(store) or make_splits(store, config.data.split)
-    data = _data_module(config, store, splits)
+    data = data_module(config, store, splits)
     facts = DataFacts.of(store, data.channels)
     _seed_everything(config.seed)
     network, placements = build_run_network(config, facts)
@@ -82,7 +82,8 @@ def fit(config: Config) -> RunDirectory:
     return run
 
 
-def _data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataModule:
+def data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataModule:
+    """Return the loaders of a configuration."""
     return SliceDataModule(
         store,
         splits,

@@ -61,10 +61,11 @@ def evaluate(
     done = out / "summary.json"
     if done.exists() and (summary := read_json(done)).items() >= stamp.items():
         return dict(summary)
+    facts = run.data_facts()
     predictor = Predictor(
         network,
         config.data.image,
-        run.data_facts().channels,
+        facts.channels,
         config.evaluation.batch_size,
         choose_accelerator(config.training.accelerator),
     )
@@ -82,17 +83,16 @@ def evaluate(
     per_slice = slice_table(store, counts, config.evaluation.empty)
     summary = {
         **stamp,
-        "data": run.data_facts().name,
-        "notes": list(run.data_facts().notes),
+        "data": facts.name,
+        "notes": list(facts.notes),
         "cases": list(cases),
         **summarise(per_case, per_slice, config),
         "environment": environment(),
     }
     _write_csv(per_case, tables / "per_case.csv")
     _write_csv(per_slice, tables / "per_slice.csv")
-    notes = run.data_facts().notes
-    write_panels(store, predictor, per_case, out / "panels.png", notes)
-    write_curves(run.path / "metrics.csv", run.path / "curves.png", notes)
+    write_panels(store, predictor, per_case, out / "panels.png", facts.notes)
+    write_curves(run.path / "metrics.csv", run.path / "curves.png", facts.notes)
     # Last, because its presence says that the others are there.
     write_json(done, summary)
     return summary
