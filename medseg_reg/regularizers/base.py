@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
@@ -41,6 +41,10 @@ class Regularizer(_DropoutNd):
             class attribute describes the default parameters; an instance may differ.
         default_places: where a configuration that names no places puts the layer; a class
             attribute.
+        unit: what is dropped, in a few words, for the catalogue; a class attribute.
+        paper: authors, venue and year in short, for the catalogue; a class attribute.
+        needs: what the method needs besides its input, for the catalogue; empty for nothing.
+        spatial_dims: the numbers of spatial axes it works for; a class attribute.
 
     Shapes:
         (B, C, *spatial) with one to three spatial axes, any floating dtype and memory format;
@@ -60,6 +64,10 @@ class Regularizer(_DropoutNd):
 
     stochastic: bool = True
     default_places: tuple[str, ...] = ("between_convs",)
+    unit: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
+    spatial_dims: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     def __init__(self, p: float = 0.1) -> None:
         """Stores the drop rate.
@@ -101,6 +109,24 @@ class Regularizer(_DropoutNd):
         alive = x != 0
         dropped = alive & (y == 0)
         return float(dropped.sum().item()) / max(int(alive.sum().item()), 1)
+
+    def memory(self) -> dict[str, Tensor]:
+        """What the layer remembers between steps, for the checkpoint of a run; mostly nothing.
+
+        It is no part of ``state_dict``: a network has the same keys with and without its layers.
+        """
+        return {}
+
+    def load_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Restores what `memory` returned.
+
+        Raises:
+            ValueError: the memory is not one of this layer.
+        """
+        if memory:
+            raise ValueError(
+                f"{type(self).__name__} remembers nothing between steps, got {sorted(memory)}"
+            )
 
     def extra_repr(self) -> str:
         """Every constructor argument with its present value."""

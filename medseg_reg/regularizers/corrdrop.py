@@ -293,6 +293,9 @@ class CorrDropSpatial(Regularizer):
         torch.Size([2, 8, 30, 20])
     """
 
+    unit = "block of pixels"
+    paper = "Zeng et al., ICASSP 2020; Pattern Recognition 2021"
+
     def __init__(
         self,
         p: float = 0.1,
@@ -375,6 +378,9 @@ class CorrDropChannel(Regularizer):
         >>> CorrDropChannel(p=0.2)(torch.rand(2, 8, 6, 6, 6)).shape
         torch.Size([2, 8, 6, 6, 6])
     """
+
+    unit = "channel"
+    paper = "Zeng et al., ICASSP 2020; Pattern Recognition 2021"
 
     def __init__(self, p: float = 0.1, temperature: float = 1.0, faithful: bool = False) -> None:
         super().__init__(p)

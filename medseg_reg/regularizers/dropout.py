@@ -43,6 +43,9 @@ class Dropout(Regularizer):
         [0.0, 2.0]
     """
 
+    unit = "element"
+    paper = "Srivastava et al., JMLR 2014"
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
@@ -94,6 +97,9 @@ class SpatialDropout(Regularizer):
         >>> SpatialDropout(0.2)(torch.ones(2, 8, 4, 4)).shape
         torch.Size([2, 8, 4, 4])
     """
+
+    unit = "channel"
+    paper = "Tompson et al., CVPR 2015"
 
     def __init__(self, p: float = 0.1) -> None:
         super().__init__(p)

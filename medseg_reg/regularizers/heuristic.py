@@ -174,6 +174,8 @@ class HeuristicDropout(Regularizer):
     """
 
     stochastic = False
+    unit = "channel"
+    paper = "Shi et al., ICASSP 2022"
 
     def __init__(
         self,

@@ -43,6 +43,8 @@ class InputDropout(Regularizer):
     """
 
     default_places = ("input",)
+    unit = "pixel of the input"
+    paper = "Majanga and Viriri, ACIIDS 2021"
 
     def __init__(self, p: float = 0.3) -> None:
         super().__init__(p)

@@ -17,11 +17,20 @@ SHAPES = [(2, 6, 9), (2, 6, 8, 5), (2, 6, 4, 5, 3)]
 
 
 class RegularizerContract:
-    """Class attributes say which regularizer, and with which parameters beside p."""
+    """Class attributes say which regularizer, and with which parameters beside p.
+
+    Attributes:
+        name: its registered name.
+        parameters: parameters beside p.
+        calibrated: whether the realised rate is p; where not, its docstring says what it is.
+        independent: whether what happens to a sample depends on that sample alone; where not, its
+            docstring says what couples them.
+    """
 
     name: ClassVar[str]
     parameters: ClassVar[dict[str, Any]] = {}
     calibrated: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
 
     def make(self, p: float = 0.3) -> Regularizer:
         return build(self.name, p=p, **self.parameters).train()
@@ -119,6 +128,17 @@ class RegularizerContract:
         error = 5 * math.sqrt(p * (1 - p) / (batch * len(rates)))
         assert sum(rates) / len(rates) == pytest.approx(p, abs=min(0.01, error))
 
+    def test_a_sample_does_not_depend_on_the_others_in_its_batch(self) -> None:
+        if not self.independent:
+            pytest.skip("the method couples the samples of a batch, see its docstring")
+        layer, x = self.make(0.4), self.positive(3, 6, 8, 5)
+        other = x.clone()
+        other[1:] = 3 * other[1:].flip(1, 2) + 1
+        torch.manual_seed(2)
+        expected = layer(x)[0]
+        torch.manual_seed(2)
+        assert torch.equal(layer(other)[0], expected)
+
     def test_the_gradient_flows_and_is_finite(self) -> None:
         x = self.positive(4, 6, 8, 5).requires_grad_()
         self.make(0.3)(x).square().sum().backward()
@@ -146,8 +166,31 @@ class RegularizerContract:
             assert torch.equal(twin(x), expected)
             assert repr(twin) == repr(layer)
 
-    def test_it_has_no_state(self) -> None:
-        assert not self.make().state_dict()
+    def test_it_adds_no_key_to_the_weights_of_a_network(self) -> None:
+        layer, x = self.make(), self.positive(4, 6, 8, 5)
+        assert not layer.state_dict()
+        layer(x)
+        assert not layer.state_dict()
+        plain = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1))
+        torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), layer).load_state_dict(plain.state_dict())
+
+    def test_its_memory_can_be_saved_and_restored(self) -> None:
+        layer, twin, x = self.make(0.4), self.make(0.4), self.positive(4, 6, 8, 5)
+        for _ in range(3):
+            layer(x)
+        twin.load_memory(layer.memory())
+        torch.manual_seed(1)
+        expected = layer(x)
+        torch.manual_seed(1)
+        assert torch.equal(twin(x), expected)
+        with pytest.raises(ValueError, match=type(layer).__name__):
+            layer.load_memory({"no such thing": torch.ones(1)})
+
+    def test_the_catalogue_knows_it(self) -> None:
+        cls = type(self.make())
+        assert cls.unit
+        assert cls.paper
+        assert set(cls.spatial_dims) <= {1, 2, 3}
 
     def test_only_torchs_global_generator_decides(self) -> None:
         layer, x = self.make(0.4), self.positive(2, 6, 8, 5)
