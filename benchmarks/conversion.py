@@ -1,98 +1,176 @@
-"""How close the converter of Pancreas-CT comes to the floor of reading and writing.
+"""How close the converters come to the floor of decompressing the sources and writing the arrays.
 
-    python benchmarks/conversion.py --rounds 7 --size 512 --slices 200
+    python benchmarks/conversion.py                              # all kinds of source
+    python benchmarks/conversion.py pancreas_ct nifti --rounds 9 --size 512 --slices 200
 
-The floor only reads the DICOM files with pydicom, unpacks the label with isal, and writes both
-arrays with np.save, in the order in which they come: no grouping, ordering, checks, proof of the
-label's orientation, hashes or manifest. Both run in this process, in turns, on one phantom scan
-that is made on the fly. The converter hashes in threads beside its reading and writing; so its wall
-time depends on idle cores, and where other work disturbs, the least of the rounds says most. The
-time of the processor counts all threads, and with them the SHA-256 of the sources and arrays,
-which is most of the difference.
+The floor decodes and writes, and nothing else: DICOM by pydicom, gzip by isal, pictures by OpenCV,
+arrays by np.save; no grouping, ordering, checks, proof of a label's orientation, hashes or
+manifest. Floor and converter run in this process, in turns, on one case that is made on the fly.
+The converter hashes in threads beside its reading and writing; so its wall time depends on idle
+cores, and where other work disturbs, the least of the rounds says most. The time of the processor
+counts all threads, and with them the SHA-256 of the sources and arrays, which is most of the
+difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import cv2
 import nibabel
 import numpy as np
 import pydicom
 from isal import igzip
 
-from data_prep.convert import convert_one
+from data_prep import bagls, nifti, pancreas_ct
+from data_prep.convert import Reader, convert_one
 from data_prep.labels_archive import find_labels
-from data_prep.pancreas_ct import LABEL, find_scans, pair, read_case
-from data_prep.phantom import DESCRIPTION, make_phantom
+from data_prep.phantom import make_phantom
+from data_prep.phantom_anatomy import phantom_volume
+from data_prep.volumes import read_nifti_case
+from medseg_reg.data.store import Description
 from medseg_reg.data.store_writer import CaseSource, StoreWriter
 
+Array = np.ndarray[Any, np.dtype[Any]]
 
-def floor(source: CaseSource, out: Path) -> None:
-    """Read, decode and write, and nothing else."""
-    out.mkdir()
-    *files, label = source.files
-    image = np.stack([pydicom.dcmread(file).pixel_array for file in files])
-    content = igzip.decompress(label.read_bytes())
+
+class Task(NamedTuple):
+    """One case of one kind of source: how it is converted, and the floor beside it."""
+
+    source: CaseSource
+    read: Reader
+    description: Description
+    floor: Callable[[CaseSource], tuple[Array, Array]]
+
+
+def unpacked(path: Path) -> Array:
+    """Return the voxels of a .nii.gz as they lie in it, the last axis first."""
+    content = igzip.decompress(path.read_bytes())
     header = nibabel.Nifti1Header(content[:348])
-    shape = header.get_data_shape()
-    mask = np.frombuffer(content, header.get_data_dtype(), offset=header.get_data_offset())
+    voxels = np.frombuffer(content, header.get_data_dtype(), offset=header.get_data_offset())
+    return voxels.reshape(header.get_data_shape()[::-1])
+
+
+def pancreas_task(folder: Path, size: int, slices: int) -> Task:
+    """Return a scan in the layout of Pancreas-CT: DICOM slices, label as .nii.gz."""
+    make_phantom(folder / "ct", cases=1, size=size, slices=slices, labels="gz")
+    labels = find_labels(folder / "ct", pancreas_ct.LABEL)
+    (source,) = pancreas_ct.pair(pancreas_ct.find_scans(folder / "ct"), labels, duplicates=False)
+
+    def floor(source: CaseSource) -> tuple[Array, Array]:
+        *files, label = source.files
+        return np.stack([pydicom.dcmread(file).pixel_array for file in files]), unpacked(label)
+
+    return Task(source, pancreas_ct.read_case, pancreas_ct.DESCRIPTION, floor)
+
+
+def nifti_task(folder: Path, size: int, slices: int) -> Task:
+    """Return a volume in the layout of the Medical Decathlon."""
+    hu, mask = phantom_volume(0, 1, size, slices)
+    affine = np.diag([0.7, 0.7, 1.0, 1.0])
+    for name, volume in (("imagesTr", hu), ("labelsTr", mask)):
+        (folder / "msd" / name).mkdir(parents=True)
+        image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
+        packed = igzip.compress(image.to_bytes(), compresslevel=2)
+        (folder / "msd" / name / "case.nii.gz").write_bytes(packed)
+    (source,) = nifti.find_cases(folder / "msd", unit="HU")
+
+    def floor(source: CaseSource) -> tuple[Array, Array]:
+        image, label = source.files
+        return unpacked(image), unpacked(label)
+
+    return Task(source, partial(read_nifti_case, plane="axial"), pancreas_ct.DESCRIPTION, floor)
+
+
+def bagls_task(folder: Path, size: int, slices: int) -> Task:
+    """Return a video in the layout of BAGLS: gray frames stored as RGB PNG."""
+    hu, mask = phantom_volume(0, 1, size, slices)
+    frames = np.clip((hu + 160) * (255 / 400), 0, 255).astype(np.uint8)
+    (folder / "bagls" / "training").mkdir(parents=True)
+    for number, (frame, labels) in enumerate(zip(frames, mask, strict=True)):
+        place = folder / "bagls" / "training" / str(number)
+        cv2.imwrite(f"{place}.png", np.repeat(frame[..., None], 3, axis=2))
+        cv2.imwrite(f"{place}_seg.png", 255 * labels)
+        place.with_suffix(".meta").write_text(json.dumps({bagls.VIDEO_KEY: 0}))
+    (source,) = bagls.find_cases(folder / "bagls")
+
+    def floor(source: CaseSource) -> tuple[Array, Array]:
+        decode = partial(cv2.imread, flags=cv2.IMREAD_UNCHANGED)
+        images = [decode(str(file))[..., 0] for file in source.files[::3]]
+        return np.stack(images), np.stack([decode(str(file)) for file in source.files[1::3]])
+
+    read = partial(bagls.read_case, color="gray", threshold=None)
+    return Task(source, read, bagls.DESCRIPTION, floor)
+
+
+KINDS = {"pancreas_ct": pancreas_task, "nifti": nifti_task, "bagls": bagls_task}
+
+
+def run_floor(task: Task, out: Path) -> None:
+    """Decode and write, and nothing else."""
+    out.mkdir()
+    image, mask = task.floor(task.source)
     np.save(out / "image.npy", image)
-    np.save(out / "mask.npy", mask.reshape(shape, order="F").T)
+    np.save(out / "mask.npy", mask)
 
 
-def conversion(source: CaseSource, out: Path) -> None:
+def run_converter(task: Task, out: Path) -> None:
     """Read, check, prove, hash and write one case as the converter does."""
-    writer = StoreWriter(out, DESCRIPTION, {})
+    writer = StoreWriter(out, task.description, {})
     writer.begin()
-    convert_one(source, read_case, writer)
+    convert_one(task.source, task.read, writer)
 
 
-def seconds(
-    task: Callable[[CaseSource, Path], None], source: CaseSource, folder: Path
-) -> tuple[float, float]:
-    """Return the wall and processor time of a task; what it writes is thrown away afterwards."""
+def seconds(run: Callable[[Task, Path], None], task: Task, folder: Path) -> tuple[float, float]:
+    """Return the wall and processor time of a run; what it writes is thrown away afterwards."""
     start, start_cpu = time.perf_counter(), time.process_time()
-    task(source, folder / "out")
+    run(task, folder / "out")
     elapsed = time.perf_counter() - start, time.process_time() - start_cpu
     shutil.rmtree(folder / "out", ignore_errors=True)
     shutil.rmtree(folder / ".out.partial", ignore_errors=True)
     return elapsed
 
 
+def report(kind: str, rounds: list[tuple[tuple[float, float], tuple[float, float]]]) -> None:
+    """Print seconds and ratios of the rounds of one kind of source."""
+    for clock, name in enumerate(("wall", "processor")):
+        least = [one[clock] for one, _ in rounds]
+        ours = [one[clock] for _, one in rounds]
+        ratios = [b / a for a, b in zip(least, ours, strict=True)]
+        rows = {"floor, s": least, "converter, s": ours, "ratio of a round": ratios}
+        print(f"{kind + ', ' + name:24} {'median':>8} {'min':>8} {'max':>8}")
+        for title, values in rows.items():
+            middle = statistics.median(values)
+            print(f"  {title:22} {middle:8.3f} {min(values):8.3f} {max(values):8.3f}")
+        print(f"  {'ratio of the least':22} {min(ours) / min(least):8.3f}")
+
+
 def main() -> None:
-    """Measure in turns and print the ratio."""
-    parser = argparse.ArgumentParser(description="Ratio of the converter to its floor.")
+    """Measure in turns and print the ratios."""
+    parser = argparse.ArgumentParser(description="Ratio of the converters to their floor.")
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=200)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        phantom = folder / "phantom"
-        make_phantom(phantom, cases=1, size=options.size, slices=options.slices, labels="gz")
-        (source,) = pair(find_scans(phantom), find_labels(phantom, LABEL), duplicates=False)
-        rounds = [
-            (seconds(floor, source, folder), seconds(conversion, source, folder))
-            for _ in range(options.rounds + 1)
-        ][1:]  # the first round warms the page cache and imports
-    for kind, clock in enumerate(("wall", "processor")):
-        least = [one[kind] for one, _ in rounds]
-        ours = [one[kind] for _, one in rounds]
-        print(f"{clock:18} {'median':>8} {'min':>8} {'max':>8}")
-        for title, values in (
-            ("floor, s", least),
-            ("converter, s", ours),
-            ("ratio of a round", [b / a for a, b in zip(least, ours, strict=True)]),
-        ):
-            middle = statistics.median(values)
-            print(f"{title:18} {middle:8.3f} {min(values):8.3f} {max(values):8.3f}")
-        print(f"{'ratio of the least':18} {min(ours) / min(least):8.3f}\n")
+    for kind in options.kinds or KINDS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            task = KINDS[kind](folder, options.size, options.slices)
+            rounds = [
+                (seconds(run_floor, task, folder), seconds(run_converter, task, folder))
+                for _ in range(options.rounds + 1)
+            ]
+        report(kind, rounds[1:])  # the first round warms the page cache and imports
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +31,9 @@ from medseg_reg.data.store_writer import CaseArrays, CaseSource
 from medseg_reg.errors import MedsegError, nearest, run_main
 from medseg_reg.files import read_json
 from medseg_reg.io.images import image_shape, read_image, read_labels
+from medseg_reg.io.threads import in_threads
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 # Folder of the archive -> part of the store.
 PARTS = {"training": "train", "test": "test"}
@@ -103,18 +105,21 @@ def read_case(
     source: CaseSource, *, color: Literal["gray", "rgb"], threshold: int | None
 ) -> CaseArrays:
     """Read the frames of one video; the files come as image, mask, meta in turn."""
-    images, masks, names = [], [], []
-    for image_path, mask_path in zip(source.files[::3], source.files[1::3], strict=True):
-        image = read_image(image_path, color)
+
+    def frame(paths: tuple[Path, Path]) -> tuple[Array, Array]:
+        image, values = read_image(paths[0], color), read_labels(paths[1])
         if image.dtype != np.uint8:
-            raise MedsegError(f"{image_path}: holds {image.dtype}, expected an 8-bit image.")
-        values = read_labels(mask_path)
-        check_same_shape(image, values, image_path, mask_path)
-        mask = to_classes(values, mask_path, 2, label_values=(0, 255), threshold=threshold)
-        images.append(image)
-        masks.append(mask)
-        names.append(image_path.stem)
-    return CaseArrays(np.stack(images), np.stack(masks), slice_names=tuple(names))
+            raise MedsegError(f"{paths[0]}: holds {image.dtype}, expected an 8-bit image.")
+        check_same_shape(image, values, *paths)
+        return image, to_classes(values, paths[1], 2, label_values=(0, 255), threshold=threshold)
+
+    images, masks = source.files[::3], source.files[1::3]
+    frames = in_threads(frame, zip(images, masks, strict=True))
+    return CaseArrays(
+        np.stack([image for image, _ in frames]),
+        np.stack([mask for _, mask in frames]),
+        slice_names=tuple(path.stem for path in images),
+    )
 
 
 def _frames(folder: Path) -> list[Frame]:
@@ -141,8 +146,7 @@ def _frames(folder: Path) -> list[Frame]:
                 + ". Unpack the archive again."
             )
     ordered = sorted(every, key=lambda stem: (int(stem), stem))
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(partial(_frame, folder), ordered))
+    return in_threads(partial(_frame, folder), ordered)
 
 
 def _frame(folder: Path, stem: str) -> Frame:

@@ -30,6 +30,9 @@ from medseg_reg.data.store_writer import CaseArrays, CaseSource
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.io.filters import check_settings, prepared
 from medseg_reg.io.images import npz_keys, read_image, read_labels, resolve_color
+from medseg_reg.io.threads import in_threads
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 NO_GROUPS = (
     "every image is its own group: images of one patient may train and test, and scores may be "
@@ -39,35 +42,41 @@ NO_GROUPS = (
 
 def read_case(source: CaseSource, *, settings: dict[str, Any]) -> CaseArrays:
     """Read the images and masks of one case; `details` tells the pairs by index."""
-    files = source.files
+    pairs, files = source.details["pairs"], source.files
+    read = in_threads(
+        lambda pair: _read_pair(files[pair[0]], files[pair[1]], settings),
+        pairs,
+    )
+    return CaseArrays(
+        _stack([image for image, _ in read], files[0]),
+        np.stack([mask for _, mask in read]),
+        slice_names=tuple(name for _, _, name in pairs),
+    )
+
+
+def _read_pair(image_path: Path, mask_path: Path, settings: dict[str, Any]) -> tuple[Array, Array]:
     canny = settings["canny"]
-    images, masks, names = [], [], []
-    for image_index, mask_index, name in source.details["pairs"]:
-        image_path, mask_path = files[image_index], files[mask_index]
-        image = read_image(image_path, settings["color"])
-        if settings["erosion"] is not None or canny is not None:
-            if image.dtype != np.uint8:
-                raise MedsegError(
-                    f"{image_path}: holds {image.dtype}; --erosion and --canny need 8-bit images."
-                )
-            filters = (settings["erosion"], tuple(canny) if canny else None)
-            image = prepared(image[np.newaxis], *filters, is_hu=False)[0]
-        values = read_labels(mask_path)
-        check_same_shape(image, values, image_path, mask_path)
-        mask = to_classes(
-            values,
-            mask_path,
-            len(settings["classes"]),
-            label_values=settings["label_values"],
-            threshold=settings["threshold"],
-        )
-        images.append(image)
-        masks.append(mask)
-        names.append(name)
-    return CaseArrays(_stack(images, files[0]), np.stack(masks), slice_names=tuple(names))
+    image = read_image(image_path, settings["color"])
+    if settings["erosion"] is not None or canny is not None:
+        if image.dtype != np.uint8:
+            raise MedsegError(
+                f"{image_path}: holds {image.dtype}; --erosion and --canny need 8-bit images."
+            )
+        filters = (settings["erosion"], tuple(canny) if canny else None)
+        image = prepared(image[np.newaxis], *filters, is_hu=False)[0]
+    values = read_labels(mask_path)
+    check_same_shape(image, values, image_path, mask_path)
+    mask = to_classes(
+        values,
+        mask_path,
+        len(settings["classes"]),
+        label_values=settings["label_values"],
+        threshold=settings["threshold"],
+    )
+    return image, mask
 
 
-def _stack(images: list[np.ndarray[Any, np.dtype[Any]]], first: Path) -> Any:
+def _stack(images: list[Array], first: Path) -> Any:
     """Stack images; 16-bit ones may need float32 together, but 8 bits do not mix with more."""
     kinds = {image.dtype.name for image in images}
     if "uint8" in kinds and len(kinds) > 1:

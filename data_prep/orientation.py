@@ -131,7 +131,8 @@ def _sample(name: str, label: Array, spacing: Sequence[float]) -> tuple[Array, A
     """
     filled = [index for index in range(label.shape[2]) if label[..., index].any()]
     some = [filled[i] for i in _spread(len(filled), SLICES)]
-    found = [np.flatnonzero(label[..., index].T) for index in some]
+    # Of booleans, which takes NumPy a tenth of the time.
+    found = [np.flatnonzero(label[..., index].T != 0) for index in some]
     places = np.concatenate([*found, np.empty(0, int)])
     if len(places) < MIN_VOXELS:
         raise MedsegError(

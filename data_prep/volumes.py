@@ -15,6 +15,7 @@ from medseg_reg.io.geometry import Geometry, Plane, geometry_of
 from medseg_reg.io.nifti import NiftiVolume, read_nifti
 from medseg_reg.io.pixels import as_labels
 from medseg_reg.io.rtstruct import read_rtstruct
+from medseg_reg.io.threads import in_threads
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,8 +36,9 @@ def read_nifti_case(
     """
     *paths, label_path = source.files
     many = source.details.get("channels_in_file", False)
-    volumes = [read_nifti(path, channels=many) for path in paths]
-    label = read_nifti(label_path)
+    *volumes, label = in_threads(
+        lambda path: read_nifti(path, channels=many and path != label_path), source.files
+    )
     first = volumes[0]
     for path, volume in (*zip(paths[1:], volumes[1:], strict=True), (label_path, label)):
         _require_same_grid(paths[0], first, path, volume)

@@ -178,6 +178,7 @@ class StoreWriter:
         with ThreadPoolExecutor(2) as pool:
             image_sha256 = pool.submit(npy_sha256, image)
             mask_sha256 = pool.submit(npy_sha256, mask)
+            hashes = pool.submit(slice_hashes, image)
             _save(self.partial / "images" / f"{source.name}.npy", image)
             _save(self.partial / "masks" / f"{source.name}.npy", mask)
             row = CaseRow(
@@ -189,7 +190,7 @@ class StoreWriter:
                 geometry=arrays.geometry,
                 slice_names=arrays.slice_names,
                 foreground=tuple(int(np.count_nonzero(one)) for one in mask),
-                slice_hashes=slice_hashes(image),
+                slice_hashes=hashes.result(),
                 sources=tuple(file.name for file in source.files),
                 source_sha256=source_sha256,
                 image_sha256=image_sha256.result(),

@@ -112,16 +112,20 @@ class DicomSlice:
         """Directions along a row and along a column in LPS, (2, 3)."""
         return np.array(self.orientation).reshape(2, 3)
 
-    def values(self) -> Array:
+    def values(self, place: Array | None = None) -> Array:
         """Return the pixels as real values, (rows, columns): int16 where whole, else float32.
 
         Slope and intercept are this slice's own. In CT, padding and everything below -1024 HU
         become -1024 HU; in MR, padding becomes 0. The encoded pixels are let go.
 
+        Args:
+            place: an int16 array (rows, columns) that may be filled and returned, which saves a
+                copy; its content is undefined where another array is returned.
+
         Raises:
             MedsegError: pixels are truncated, or their encoding is not supported.
         """
-        values = _rescaled(self._tags, self.modality, self.shape)
+        values = _rescaled(self._tags, self.modality, self.shape, place)
         self._tags.pixels = b""
         return values
 
@@ -272,7 +276,9 @@ def _raw(element: Any) -> bytes | None:
     return str(element.value).encode("latin-1", "replace") if element.value else None
 
 
-def _rescaled(tags: _Tags, modality: str, shape: tuple[int, int]) -> Array:
+def _rescaled(
+    tags: _Tags, modality: str, shape: tuple[int, int], place: Array | None = None
+) -> Array:
     required = None if modality == "CT" else 1.0
     slope = tags.numbers("RescaleSlope", 1, required)[0]
     intercept = tags.numbers("RescaleIntercept", 1, None if modality == "CT" else 0.0)[0]
@@ -280,7 +286,7 @@ def _rescaled(tags: _Tags, modality: str, shape: tuple[int, int]) -> Array:
         raise MedsegError(f"{tags.path}: RescaleSlope is 0, so every pixel would be equal.")
     if tags.syntax in _NATIVE:
         stored = _native_pixels(tags, shape)
-        values = _scale(stored, slope, intercept)
+        values = _scale(stored, slope, intercept, place)
     else:
         values = _decoded_pixels(tags, shape)
     padding = _padding(tags, slope, intercept, modality)
@@ -328,7 +334,7 @@ def _check_layout(tags: _Tags, allocated: int, stored: int) -> None:
             raise MedsegError(f"{tags.path}: {word} is {value}, which is not supported.")
 
 
-def _scale(stored: Array, slope: float, intercept: float) -> Array:
+def _scale(stored: Array, slope: float, intercept: float, place: Array | None = None) -> Array:
     """Return stored * slope + intercept, in 16-bit whole numbers where that is exact."""
     whole = slope == 1 and intercept == int(intercept) and abs(intercept) < 32768
     if whole and stored.dtype.itemsize <= 2:
@@ -340,7 +346,7 @@ def _scale(stored: Array, slope: float, intercept: float) -> Array:
         if low >= -32768 and high <= 32767:
             if stored.dtype.itemsize == 2 and stored.dtype.isnative:
                 # The sum fits, so adding modulo 2**16 gives it for unsigned numbers too.
-                return stored.view(np.int16) + np.int16(intercept)
+                return np.add(stored.view(np.int16), np.int16(intercept), out=place)
             return (stored.astype(np.int32) + int(intercept)).astype(np.int16)
     return stored * slope + intercept
 

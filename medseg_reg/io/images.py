@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import replacing
+from medseg_reg.io.threads import THREADS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Color = Literal["gray", "rgb", "auto"]
@@ -107,9 +108,10 @@ def resolve_color(paths: Iterable[Path], color: Color) -> Literal["gray", "rgb"]
     """Settle `auto` for a whole data set: `rgb` as soon as one image is in colour."""
     if color != "auto":
         return color
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(is_colour, paths)
         try:
+            # Not `in_threads`: the first image in colour settles it.
             return "rgb" if any(found) else "gray"
         finally:
             pool.shutdown(cancel_futures=True)
