@@ -56,6 +56,7 @@ def require_reproduced(config: Config) -> None:
     left_out = {
         f"optimizer.name {config.optimizer.name}": config.optimizer.name != "adam",
         "penalty.weight_decay": groups.penalty.weight_decay > 0,
+        "penalty.l1": groups.penalty.l1 > 0,
         "error.class_weights": groups.error.class_weights is not None,
         "error.label_smoothing": groups.error.label_smoothing > 0,
         "optimization.gradient_clip": groups.optimization.gradient_clip is not None,

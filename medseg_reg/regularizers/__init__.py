@@ -8,16 +8,49 @@
 | ``input_dropout`` | `InputDropout` | pixels of the input image |
 | ``dropout`` | `Dropout` | single elements |
 | ``spatial_dropout`` | `SpatialDropout` | channels at random |
+| ``auto_dropout`` | `AutoDropout` | a pattern of tiled rectangles |
+| ``cutout`` | `Cutout` | a box of the input image |
+| ``drop_block`` | `DropBlock` | square blocks of pixels |
+| ``drop_path`` | `DropPath` | the residual branch of single samples |
+| ``stochastic_depth`` | `StochasticDepth` | the residual branch of a whole batch |
+| ``prob_drop_block`` | `ProbDropBlock` | blocks of pixels, rather around strong activations |
+| ``structural_dropout`` | `StructuralDropout` | all channels above a random cutoff |
+| ``clustering_dropout`` | `ClusteringDropout` | channels of weak response (a reconstruction) |
+| ``channel_drop_block`` | `ChannelDropBlock` | a random channel and those that resemble it most |
+| ``focused_dropout`` | `FocusedDropout` | in some batches, all positions outside the focus |
+| ``weighted_channel_dropout`` | `WeightedChannelDropout` | channels, rather those of low activity |
+| ``adl`` | `ADL` | the most active region |
+| ``adcm`` | `ADCM` | channels and positions of low attention (a reconstruction) |
+| ``nsdropout`` | `NSDropout` | per class, channels that respond more than in validation |
 
 Use one directly (``HeuristicDropout(p=0.1)``) or by name (``build("heuristic_dropout", p=0.1)``).
 """
 
+from medseg_reg.regularizers.adcm import (
+    ADCM,
+    adcm,
+    channel_attention,
+    position_attention,
+    stochastic_pool,
+)
+from medseg_reg.regularizers.adl import ADL, adl
+from medseg_reg.regularizers.autodropout import AutoDropout, auto_dropout, pattern_coverage
 from medseg_reg.regularizers.base import (
     Regularizer,
     build,
     register,
     regularizer_class,
     regularizer_names,
+)
+from medseg_reg.regularizers.channel_dropblock import (
+    ChannelDropBlock,
+    channel_drop_block,
+    channel_similarity,
+)
+from medseg_reg.regularizers.clustering_dropout import (
+    ClusteringDropout,
+    cluster_rates,
+    clustering_dropout,
 )
 from medseg_reg.regularizers.corrdrop import (
     CorrDropChannel,
@@ -27,7 +60,10 @@ from medseg_reg.regularizers.corrdrop import (
     drop_probability,
     row_correlation,
 )
+from medseg_reg.regularizers.cutout import Cutout, cutout
+from medseg_reg.regularizers.dropblock import DropBlock, calibrated_gamma, drop_block
 from medseg_reg.regularizers.dropout import Dropout, SpatialDropout, spatial_dropout
+from medseg_reg.regularizers.focused_dropout import FocusedDropout, focused_dropout
 from medseg_reg.regularizers.heuristic import (
     HeuristicDropout,
     HeuristicScores,
@@ -35,25 +71,87 @@ from medseg_reg.regularizers.heuristic import (
     heuristic_scores,
 )
 from medseg_reg.regularizers.input_dropout import InputDropout
+from medseg_reg.regularizers.nsdropout import (
+    NSDropout,
+    class_masks,
+    class_sums,
+    nsdropout,
+)
+from medseg_reg.regularizers.prob_dropblock import ProbDropBlock, prob_drop_block
+from medseg_reg.regularizers.stochastic_depth import (
+    DropPath,
+    StochasticDepth,
+    drop_path,
+    stochastic_depth,
+)
+from medseg_reg.regularizers.structural_dropout import (
+    StructuralDropout,
+    kept_channels,
+    structural_dropout,
+    width_scale,
+)
+from medseg_reg.regularizers.weighted_channel_dropout import (
+    WeightedChannelDropout,
+    weighted_channel_dropout,
+)
 
 __all__ = [
+    "ADCM",
+    "ADL",
+    "AutoDropout",
+    "ChannelDropBlock",
+    "ClusteringDropout",
     "CorrDropChannel",
     "CorrDropSpatial",
+    "Cutout",
+    "DropBlock",
+    "DropPath",
     "Dropout",
+    "FocusedDropout",
     "HeuristicDropout",
     "HeuristicScores",
     "InputDropout",
+    "NSDropout",
+    "ProbDropBlock",
     "Regularizer",
     "SpatialDropout",
+    "StochasticDepth",
+    "StructuralDropout",
+    "WeightedChannelDropout",
+    "adcm",
+    "adl",
+    "auto_dropout",
     "build",
+    "calibrated_gamma",
+    "channel_attention",
+    "channel_drop_block",
+    "channel_similarity",
+    "class_masks",
+    "class_sums",
+    "cluster_rates",
+    "clustering_dropout",
     "corrdrop_channel",
     "corrdrop_spatial",
+    "cutout",
+    "drop_block",
+    "drop_path",
     "drop_probability",
+    "focused_dropout",
     "heuristic_dropout",
     "heuristic_scores",
+    "kept_channels",
+    "nsdropout",
+    "pattern_coverage",
+    "position_attention",
+    "prob_drop_block",
     "register",
     "regularizer_class",
     "regularizer_names",
     "row_correlation",
     "spatial_dropout",
+    "stochastic_depth",
+    "stochastic_pool",
+    "structural_dropout",
+    "weighted_channel_dropout",
+    "width_scale",
 ]

@@ -208,21 +208,33 @@ def register(name: str) -> Callable[[_R], _R]:
         if not (inspect.isclass(cls) and issubclass(cls, Regularizer)):
             raise ValueError(f"{name!r}: {cls!r} is not a subclass of Regularizer")
         if name in _REGISTRY:
-            raise ValueError(f"{name!r} is already registered for {_REGISTRY[name].__name__}")
+            taken = _REGISTRY[name]
+            raise ValueError(
+                f"{name!r} is already registered for {taken.__name__} of {taken.__module__}; "
+                f"choose another name for {cls.__name__} of {cls.__module__}"
+            )
         _REGISTRY[name] = cls
         return cls
 
     return enter
 
 
+def _with_plugins() -> dict[str, type[Regularizer]]:
+    """The registry, with what installed packages offer; see `medseg_reg.regularizers.plugins`."""
+    from medseg_reg.regularizers.plugins import load_plugins  # it imports this module
+
+    load_plugins()
+    return _REGISTRY
+
+
 def regularizer_names() -> tuple[str, ...]:
-    """All registered names, sorted.
+    """All registered names, sorted; those of installed plugins too.
 
     Example:
         >>> "heuristic_dropout" in regularizer_names()
         True
     """
-    return tuple(sorted(_REGISTRY))
+    return tuple(sorted(_with_plugins()))
 
 
 def regularizer_class(name: str) -> type[Regularizer]:

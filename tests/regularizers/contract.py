@@ -35,6 +35,11 @@ class RegularizerContract:
     def make(self, p: float = 0.3) -> Regularizer:
         return build(self.name, p=p, **self.parameters).train()
 
+    def served(self, spatial: int) -> None:
+        """Skips a test on maps of a dimension that the method is not for."""
+        if spatial not in regularizer_class(self.name).spatial_dims:
+            pytest.skip(f"not a method for maps of {spatial} spatial axes")
+
     @staticmethod
     def positive(*shape: int, **options: Any) -> torch.Tensor:
         torch.manual_seed(0)
@@ -77,6 +82,15 @@ class RegularizerContract:
         assert str(shape) in str(error.value)
         assert "(B, C, H, W)" in str(error.value)
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_maps_of_other_dimensions_are_refused(self, shape: tuple[int, ...]) -> None:
+        layer = self.make()
+        if len(shape) - 2 in layer.spatial_dims:
+            pytest.skip("the method is for these maps")
+        with pytest.raises(ValueError, match=type(layer).__name__) as error:
+            layer(torch.ones(shape))
+        assert str(shape) in str(error.value)
+
     def test_an_integer_map_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"int64.*\.float\(\)"):
             self.make()(torch.ones(1, 2, 3, 4, dtype=torch.int64))
@@ -84,6 +98,7 @@ class RegularizerContract:
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_shape_and_dtype_are_kept(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.served(len(shape) - 2)
         y = self.make()(self.positive(*shape).to(dtype))
         assert y.shape == shape
         assert y.dtype == dtype
@@ -96,6 +111,7 @@ class RegularizerContract:
     def test_the_memory_format_is_kept(
         self, shape: tuple[int, ...], memory_format: torch.memory_format
     ) -> None:
+        self.served(len(shape) - 2)
         layer, x = self.make(), self.positive(*shape)
         last = x.to(memory_format=memory_format)
         y = layer(last)
@@ -115,6 +131,7 @@ class RegularizerContract:
     ) -> None:
         if not self.calibrated:
             pytest.skip("the published rule is not calibrated, see its docstring")
+        self.served(len(size))
         layer = self.make(p)
         torch.manual_seed(0)
         pixels = math.prod(size)
@@ -255,6 +272,7 @@ class RegularizerContract:
     def test_degenerate_maps_never_crash_and_give_finite_values(
         self, kind: str, size: tuple[int, ...], channels: int
     ) -> None:
+        self.served(len(size))
         x = self.positive(4, channels, *size)
         x = {
             "zero": torch.zeros_like(x),
@@ -269,6 +287,7 @@ class RegularizerContract:
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_shapes_can_be_inferred_without_memory(self, shape: tuple[int, ...]) -> None:
+        self.served(len(shape) - 2)
         assert self.make()(torch.ones(shape, device="meta")).shape == shape
 
     def test_an_empty_batch_stays_empty(self) -> None:

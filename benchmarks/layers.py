@@ -1,0 +1,118 @@
+"""What each regularizer costs, forward and backward, beside nn.Dropout2d and a convolution.
+
+    python benchmarks/layers.py                                  # every registered method
+    python benchmarks/layers.py heuristic_dropout drop_block --shape 2x64x256x256 2x256x64x64
+
+For every map, the layers take turns in rounds: nn.Dropout2d, a 3x3 convolution with batch
+normalization and ReLU, a copy of the map, then the methods with their defaults. The table gives the
+median time of a method over that of nn.Dropout2d, and over that of the convolution. Maps are
+rectified noise, as after a ReLU; --signed leaves the ReLU out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from medseg_reg.regularizers import build, regularizer_names
+
+SHAPES = ("2x16x128x128", "2x64x64x64", "2x256x16x16")
+BESIDE = ("nn.Dropout2d", "conv + norm + relu", "copy")
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Read a shape such as 2x64x32x32."""
+    sizes = tuple(int(size) for size in text.split("x"))
+    if len(sizes) not in (3, 4, 5):
+        raise argparse.ArgumentTypeError(f"{text!r} is no BxCxHxW")
+    return sizes
+
+
+def feature_map(sizes: tuple[int, ...], options: argparse.Namespace) -> Tensor:
+    """Return smooth noise, rectified unless it is to be signed."""
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    if not options.signed:
+        x = x.relu()
+    return x.to(options.device, getattr(torch, options.dtype)).requires_grad_()
+
+
+def tasks(names: list[str], x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return what is timed, by name; every layer in training mode."""
+    conv = nn.Sequential(
+        nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1), nn.BatchNorm2d(x.shape[1])
+    )
+    layers: dict[str, Callable[[Tensor], Tensor]] = {
+        "nn.Dropout2d": nn.Dropout2d(0.1),
+        "conv + norm + relu": nn.Sequential(conv, nn.ReLU()).to(x.device, x.dtype),
+        "copy": torch.clone,
+    }
+    for name in names:
+        layers[name] = build(name).to(x.device).train()
+    return layers
+
+
+def seconds(task: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor, repeats: int) -> float:
+    """Return the time of one forward and backward pass, the mean over some repeats."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        x.grad = None
+        task(x).backward(grad)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def measure(sizes: tuple[int, ...], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the times of all rounds, the layers in turns."""
+    x = feature_map(sizes, options)
+    grad = torch.randn_like(x)
+    timed = tasks(options.names, x)
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    repeats: dict[str, int] = {}
+    for name, task in timed.items():  # warms up, and chooses how many passes make 20 ms
+        seconds(task, x, grad, 1)
+        repeats[name] = max(1, min(50, round(0.02 / seconds(task, x, grad, 1))))
+    for _ in range(options.rounds):
+        for name, task in timed.items():
+            times[name].append(seconds(task, x, grad, repeats[name]))
+    return times
+
+
+def report(text: str, times: dict[str, list[float]]) -> None:
+    """Print ratios of medians, and the spread of each."""
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    dropout, conv = middle[BESIDE[0]], middle[BESIDE[1]]
+    print(f"\n{text}: nn.Dropout2d {1e3 * dropout:.2f} ms, convolution {1e3 * conv:.2f} ms")
+    print(f"{'layer':28} {'/ Dropout2d':>12} {'/ convolution':>14} {'spread':>8}")
+    for name, value in sorted(middle.items(), key=lambda pair: pair[1]):
+        spread = (max(times[name]) - min(times[name])) / value
+        print(f"{name:28} {value / dropout:12.2f} {value / conv:14.3f} {spread:8.0%}")
+
+
+def main() -> None:
+    """Measure and print a table for each map."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="registered names (default: all)")
+    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="BxCxHxW")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--signed", action="store_true", help="maps that were not rectified")
+    options = parser.parse_args()
+    options.names = options.names or list(regularizer_names())
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.dtype}")
+    for text in options.shape:
+        report(text, measure(shape(text), options))
+
+
+if __name__ == "__main__":
+    main()
