@@ -80,22 +80,38 @@ MEANINGS = {
     "[regularizers](regularizers.md).",
     "regularization.architecture[].name": "The layer. Its own parameters stand beside it.",
     "regularization.architecture[].places": "One place or a list; names as in "
-    "[regularizers](regularizers.md#places). By default `input` for `input_dropout`, "
-    "`between_convs` for the others.",
+    "[regularizers](regularizers.md#places). By default those of the layer's class.",
+    "regularization.architecture[].schedule.name": "The rate over the training; see "
+    "[training](training.md#rates). `schedule: linear` is short for `schedule: {name: linear}`.",
+    "regularization.architecture[].schedule.start": "First factor on `p`, for `linear` and "
+    "`cosine`.",
+    "regularization.architecture[].schedule.duration": "Share of the training over which the "
+    "factor rises to 1, for `linear` and `cosine`.",
+    "regularization.architecture[].schedule.turn": "Share of the training after which the rate is "
+    "0, for `v_shape`. Published: the end of the learning rate's warm-up.",
+    "regularization.architecture[].depth_ramp": "If set, the rate changes evenly from place to "
+    "place, in the order in which a slice comes by. `{}` is a ramp from 0 to `p`.",
+    "regularization.architecture[].depth_ramp.first": "Factor on `p` at the first place.",
+    "regularization.architecture[].depth_ramp.last": "Factor on `p` at the last place.",
     "regularization.error.ce": "Group 3, error function: weight of the cross-entropy.",
     "regularization.error.dice": "Weight of the Dice loss (pooled over the batch, without the "
     "background).",
     "regularization.error.ssim": "Weight of the SSIM loss on probability maps.",
     "regularization.error.class_weights": "Weight of each class in the cross-entropy, the "
     "background first.",
-    "regularization.error.label_smoothing": "Label smoothing of the cross-entropy.",
-    "regularization.penalty.weight_decay": "Group 4, penalty: L2 on the weights (decoupled with "
-    "`adamw`). Biases and normalization layers are exempt.",
+    "regularization.error.label_smoothing": "Label smoothing s of the cross-entropy: of K "
+    "classes the true one has the target 1 - s + s / K, the others s / K.",
+    "regularization.penalty.weight_decay": "Group 4, penalty: with `adam` and `sgd` an L2 "
+    "penalty, with `adamw` decoupled weight decay; see [training](training.md#penalties). Biases "
+    "and normalization layers are exempt.",
+    "regularization.penalty.l1": "Weight of the sum of absolute weights in the loss, with the same "
+    "exemptions.",
     "regularization.optimization.early_stopping": "Group 5, optimization: if set, stop when a "
     "score has not improved for some epochs.",
     "regularization.optimization.early_stopping.monitor": "The score.",
-    "regularization.optimization.early_stopping.patience": "Validations without improvement.",
-    "regularization.optimization.early_stopping.min_delta": "Smallest change that counts.",
+    "regularization.optimization.early_stopping.patience": "After so many validations in a row "
+    "without improvement the training ends.",
+    "regularization.optimization.early_stopping.min_delta": "An improvement is larger than this.",
     "regularization.optimization.gradient_clip": "Largest norm of the gradient.",
     "regularization.optimization.select": "Which weights are kept: those of the epoch with the "
     "best validation DICE, or the last ones.",

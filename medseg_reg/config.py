@@ -14,17 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from medseg_reg.config_base import Closed, Fraction, Positive
 from medseg_reg.config_file import (
     Origins,
     explain,
@@ -33,36 +25,11 @@ from medseg_reg.config_file import (
     with_overrides,
     write_yaml,
 )
-from medseg_reg.data.augment import check_augmentation
+from medseg_reg.config_regularization import RegularizationSpec
 from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.sampling import SamplingSpec
 from medseg_reg.data.splits import SplitSpec
 from medseg_reg.errors import MedsegError, run_main
-from medseg_reg.regularizers import build, regularizer_class, regularizer_names
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Closed(BaseModel):
-    """A group of settings that refuses unknown keys and never changes."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        ser_json_inf_nan="constants",  # a layer's own parameters may be infinite
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # To Python, true is the number 1, so `epochs: yes` would train for one epoch.
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise ValueError("a switch is no number or text")
-        return value
 
 
 class PhantomSpec(Closed):
@@ -95,117 +62,6 @@ class NetworkSpec(Closed):
     activation: Literal["relu", "leakyrelu", "prelu", "gelu", "swish"] = "relu"
     upsample: Literal["deconv", "nontrainable"] = "deconv"
     head: Literal["softmax", "sigmoid"] = "softmax"
-
-
-class AugmentationSpec(BaseModel):
-    """One albumentations transform: its name, and its own arguments beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-    @model_validator(mode="after")
-    def _known(self) -> AugmentationSpec:
-        check_augmentation(self.name, self.arguments)
-        return self
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The transform's own arguments."""
-        return dict(self.model_extra or {})
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-class LayerSpec(BaseModel):
-    """One regularizer layer: its name, its places, its own parameters (`p` first) beside them.
-
-    Where no places are given, they are the `default_places` of the layer's class.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-    places: Annotated[
-        tuple[str, ...],
-        Field(min_length=1),
-        BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
-    ] = Field(default_factory=tuple)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _places_of_the_class(cls, data: Any) -> Any:
-        # An unknown name is left to `_can_be_built`, which says what is wrong with it.
-        known = isinstance(data, dict) and data.get("name") in regularizer_names()
-        if known and "places" not in data:
-            data = {**data, "places": regularizer_class(data["name"]).default_places}
-        return data
-
-    @model_validator(mode="after")
-    def _can_be_built(self) -> LayerSpec:
-        try:
-            build(self.name, **self.parameters)
-        except TypeError as error:
-            raise ValueError(f"{self.name}: {error}") from None
-        return self
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The layer's own parameters."""
-        return dict(self.model_extra or {})
-
-
-class ErrorSpec(Closed):
-    """The error function: weights of its terms, weights of the classes, label smoothing."""
-
-    ce: float = Field(1.0, ge=0)
-    dice: float = Field(0.0, ge=0)
-    ssim: float = Field(0.0, ge=0)
-    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    label_smoothing: Fraction = 0.0
-
-    @model_validator(mode="after")
-    def _something_to_minimise(self) -> ErrorSpec:
-        if self.ce + self.dice + self.ssim == 0:
-            raise ValueError("all weights are 0; give at least one of ce, dice, ssim a weight")
-        return self
-
-
-class PenaltySpec(Closed):
-    """Penalties on the weights; biases and normalization layers are exempt.
-
-    With adam and sgd the decay is the L2 penalty of the literature, with adamw it is decoupled.
-    """
-
-    weight_decay: float = Field(0.0, ge=0)
-
-
-class EarlyStoppingSpec(Closed):
-    """Stop when a validation score has not improved for `patience` epochs."""
-
-    monitor: Literal["val_dice", "val_iou", "val_loss"] = "val_dice"
-    patience: Positive = 10
-    min_delta: float = Field(0.0, ge=0)
-
-
-class OptimizationSpec(Closed):
-    """Regularization through the optimization procedure."""
-
-    early_stopping: EarlyStoppingSpec | None = None
-    gradient_clip: Annotated[float, Field(gt=0)] | None = None
-    select: Literal["best", "last"] = "best"
-
-
-class RegularizationSpec(Closed):
-    """The five groups of regularization (Kukacka, Golkov, Cremers, arXiv:1710.10686, 2017)."""
-
-    data: tuple[AugmentationSpec, ...] = ()
-    architecture: tuple[LayerSpec, ...] = ()
-    error: ErrorSpec = ErrorSpec()
-    penalty: PenaltySpec = PenaltySpec()
-    optimization: OptimizationSpec = OptimizationSpec()
 
 
 class OptimizerSpec(Closed):

@@ -17,8 +17,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg_reg.config import Config, LayerSpec, load_config, main, parse_config
+from medseg_reg.config import Config, load_config, main, parse_config
 from medseg_reg.config_file import MAX_BYTES
+from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.errors import MedsegError
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +109,10 @@ def test_a_layer_without_places_goes_where_its_class_belongs(
     assert LayerSpec(name=layer).places == places
     assert again(config) == config
     written = yaml.safe_load(config.to_yaml())["regularization"]["architecture"]
-    assert written == [{"name": layer, "places": list(places)}]
+    schedule = {"name": "constant", "start": 0.0, "duration": 1.0, "turn": 0.1}
+    assert written == [
+        {"name": layer, "places": list(places), "schedule": schedule, "depth_ramp": None}
+    ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,12 +22,28 @@ import medseg_reg.train  # noqa: F401  isort: skip
 import albumentations  # noqa: F401  isort: skip
 
 
-def kill_again_and_again(folder: Path, kills: int, number: int, seed: int) -> None:
+# All that changes over a training: rates, coins, weight decay, what layers remember.
+CHANGING = {
+    "training__accumulate": 2,
+    "regularization__penalty": {"weight_decay": 1e-3, "l1": 1e-5},
+    "regularization__architecture": [
+        {"name": "spatial_dropout", "places": "encoder", "p": 0.3, "schedule": "linear"},
+        {"name": "corrdrop_channel", "p": 0.2, "schedule": "v_shape", "depth_ramp": {"first": 0.5}},
+        {"name": "focused_dropout", "p": 0.5, "magnified_weight_decay": 0.01},
+        {"name": "nsdropout", "places": "decoder", "p": 0.3},
+    ],
+}
+
+
+def kill_again_and_again(
+    folder: Path, kills: int, number: int, seed: int, changes: dict[str, Any] | None = None
+) -> None:
     """Compare a run with others, `kills` of which are killed at a random moment and resumed."""
     store = make_store(folder / "store", cases=6, slices=6, size=32)
 
     def config(name: str) -> Path:
-        return write_config(folder / f"{name}.yaml", tiny_config(store.path, folder / name))
+        content = tiny_config(store.path, folder / name, **(changes or {}))
+        return write_config(folder / f"{name}.yaml", content)
 
     began = time.monotonic()
     assert train_in_child(config("straight"), log=folder / "straight.log") == 0
@@ -56,6 +73,11 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     kill_again_and_again(tmp_path, kills=2, number=signal.SIGKILL, seed=1)
 
 
+def test_a_killed_run_with_schedules_coins_and_memory_goes_on_bit_for_bit(tmp_path):
+    changes = {**CHANGING, "training__checkpoint_minutes": 1e-6}  # a checkpoint after each step
+    kill_again_and_again(tmp_path, kills=2, number=signal.SIGKILL, seed=2, changes=changes)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_killed_runs_go_on_bit_for_bit(tmp_path):
@@ -64,19 +86,23 @@ def test_twenty_killed_runs_go_on_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_ten_terminated_runs_go_on_bit_for_bit(tmp_path):
-    kill_again_and_again(tmp_path, kills=10, number=signal.SIGTERM, seed=0)
+@pytest.mark.parametrize("changes", [{}, CHANGING])
+def test_ten_terminated_runs_go_on_bit_for_bit(tmp_path, changes):
+    kill_again_and_again(tmp_path, kills=10, number=signal.SIGTERM, seed=0, changes=changes)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_that_are_killed_go_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("changes", [{}, CHANGING])
+def test_two_processes_that_are_killed_go_on_bit_for_bit(tmp_path, changes):
     store = make_store(tmp_path / "store", cases=6, slices=6, size=32)
     names = ("straight", "killed")
     configs = {
         name: write_config(
             tmp_path / f"{name}.yaml",
-            tiny_config(store.path, tmp_path / name, training__devices=2, training__epochs=6),
+            tiny_config(
+                store.path, tmp_path / name, training__devices=2, training__epochs=6, **changes
+            ),
         )
         for name in names
     }

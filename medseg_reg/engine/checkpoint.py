@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
@@ -33,6 +34,8 @@ from medseg_reg.files import replacing, write_bytes
 # Optimizer steps between two questions to the other processes whether to stop or save.
 ASK_EVERY = 10
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.safetensors"
+# What layers remembered when the weights were best.
+BEST_MEMORY = "best_memory.safetensors"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -194,6 +197,7 @@ class RunCheckpoint(Checkpoint):
             if score > self.best_score or self.best_epoch < 0:
                 self.best_score, self.best_epoch = score, epoch
                 if trainer.is_global_zero:
+                    save_memory(pl_module.network, self.folder / BEST_MEMORY)
                     save_weights(pl_module.network, self.folder / BEST)
         self._save(trainer)
         if epoch + 1 < (trainer.max_epochs or 0) and self._asked(trainer, 0)[0]:

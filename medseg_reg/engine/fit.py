@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 
 import lightning as L
 import numpy as np
@@ -22,16 +23,19 @@ from medseg_reg.data.splits import Splits, make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.checkpoint import (
     BEST,
+    BEST_MEMORY,
     AtomicCheckpointIO,
     RunCheckpoint,
     save_weights,
     usable_checkpoint,
 )
+from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import build_run_network
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
+from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
@@ -58,7 +62,8 @@ def fit(config: Config) -> RunDirectory:
     data = data_module(config, store, splits)
     facts = DataFacts.of(store, data.channels)
     _seed_everything(config.seed)
-    network, placements = build_run_network(config, facts)
+    network, entries = build_run_network(config, facts)
+    placements = [placement for entry in entries for placement in entry.placements]
     example = data.train[0]["image"][None]
     check_input_size(network, tuple(example.shape[2:]), config.network.norm, config.data.batch_size)
     loss = _loss(config, len(facts.classes))
@@ -78,7 +83,7 @@ def fit(config: Config) -> RunDirectory:
     else:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
-    _train(run, config, module, data)
+    _train(run, config, module, data, RegularizationControl(network, entries, config.seed))
     return run
 
 
@@ -97,7 +102,11 @@ def data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataM
 
 
 def _train(
-    run: RunDirectory, config: Config, module: SegmentationModule, data: SliceDataModule
+    run: RunDirectory,
+    config: Config,
+    module: SegmentationModule,
+    data: SliceDataModule,
+    control: RegularizationControl,
 ) -> None:
     if config.training.channels_last:
         module.network.to(memory_format=torch.channels_last)
@@ -108,7 +117,7 @@ def _train(
             stop,
             config.training.checkpoint_minutes,
         )
-        trainer = make_trainer(run, config, saving)
+        trainer = make_trainer(run, config, [control, saving])
         if trainer.is_global_zero:
             run.write_environment(
                 precision=str(trainer.precision),
@@ -132,17 +141,22 @@ def _train(
 def _keep_weights(run: RunDirectory, config: Config, module: SegmentationModule) -> None:
     best = run.checkpoints / BEST
     if config.regularization.optimization.select == "best" and best.exists():
+        if (memory := run.checkpoints / BEST_MEMORY).exists():
+            with replacing(run.memory) as temporary:
+                shutil.copyfile(memory, temporary)
+        # Last, because its presence says that the training is done.
         with replacing(run.weights) as temporary:
             shutil.copyfile(best, temporary)
     else:
+        save_memory(module.network, run.memory)
         save_weights(module.network, run.weights)
 
 
-def make_trainer(run: RunDirectory, config: Config, saving: RunCheckpoint) -> L.Trainer:
-    """Return Lightning's trainer for a run."""
+def make_trainer(run: RunDirectory, config: Config, own: Sequence[Callback]) -> L.Trainer:
+    """Return Lightning's trainer for a run, with our `own` callbacks and those asked for."""
     spec, optimization = config.training, config.regularization.optimization
     accelerator = choose_accelerator(spec.accelerator)
-    callbacks: list[Callback] = [saving]
+    callbacks = [*own]
     if optimization.early_stopping is not None:
         stopping = optimization.early_stopping
         callbacks.append(

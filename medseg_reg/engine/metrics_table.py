@@ -9,6 +9,7 @@ from typing import Any
 
 from medseg_reg.files import write_text
 
+# Those of every run; what a run logs besides stands behind them.
 COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice", "val_iou", "lr", "seconds")
 
 
@@ -30,7 +31,8 @@ class MetricsTable:
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
         self.rows.append({"epoch": epoch, **scores, "seconds": round(seconds, 3)})
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *(key for row in self.rows for key in row)])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())

@@ -21,6 +21,11 @@ from medseg_reg.networks.build import predicted_labels
 CHECK_EVERY = 10
 
 
+def decaying_group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the group of an optimizer to which weight decay applies: convolutions' weights."""
+    return optimizer.param_groups[0]
+
+
 class SegmentationModule(L.LightningModule):
     """A network, its loss, and the scores of its validation.
 
@@ -45,6 +50,7 @@ class SegmentationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.loss, self.config = network, loss, config
+        self.l1 = config.regularization.penalty.l1
         self.classes = classes
         self.val_cases = list(val_cases)
         self.epoch_scores: dict[str, float] = {}
@@ -54,12 +60,12 @@ class SegmentationModule(L.LightningModule):
         self.val_counts = torch.zeros(0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer; decay applies to convolutions' weights alone."""
+        """Return the optimizer; decay applies to convolutions' weights alone, see `PenaltySpec`."""
         spec, decay = self.config.optimizer, self.config.regularization.penalty.weight_decay
-        weights = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
+        # The first group is that of `decaying_group`.
         groups: list[dict[str, Any]] = [
-            {"params": weights, "weight_decay": decay},
+            {"params": self._weights(), "weight_decay": decay},
             {"params": others, "weight_decay": 0.0},
         ]
         if spec.name == "sgd":
@@ -93,7 +99,12 @@ class SegmentationModule(L.LightningModule):
             self.train_loss[0]
         ):
             raise MedsegError(self._not_finite(batch if on_cpu else None))
-        return loss
+        return loss if self.l1 == 0 else loss + self.l1_penalty()
+
+    def l1_penalty(self) -> Tensor:
+        """Return l1 * sum |w| over the weights of convolutions."""
+        norms = [torch.linalg.vector_norm(w, ord=1) for w in self._weights()]
+        return self.l1 * torch.stack(norms).sum()
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch; not called when one is resumed in its middle."""
@@ -130,11 +141,15 @@ class SegmentationModule(L.LightningModule):
             self.log(name, value, prog_bar=name == "val_dice")
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss and the learning rate."""
+        """Log the mean loss (without the penalty), the learning rate and the penalty."""
         loss = self._over_processes(self.train_loss)
         self.epoch_scores["train_loss"] = float(loss[0] / loss[1])
         self.epoch_scores["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        for name in ("train_loss", "lr"):
+        names = ["train_loss", "lr"]
+        if self.l1 > 0:
+            self.epoch_scores["l1"] = float(self.l1_penalty().detach())
+            names.append("l1")
+        for name in names:
             self.log(name, self.epoch_scores[name], prog_bar=name == "train_loss")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,6 +167,10 @@ class SegmentationModule(L.LightningModule):
         total = sums.to(self.device, copy=True)
         torch.distributed.all_reduce(total)
         return total
+
+    def _weights(self) -> list[nn.Parameter]:
+        """Return what penalties apply to: no biases, no normalization layers."""
+        return [p for p in self.network.parameters() if p.ndim > 1]
 
     def _image(self, batch: dict[str, Any]) -> Tensor:
         image: Tensor = batch["image"]

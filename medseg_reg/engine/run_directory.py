@@ -5,9 +5,10 @@ environment.json      versions, processor, precision, times
 data.json             classes, channels and origin of the data
 splits.json           which cases were trained on, validated on, tested on
 placement.json        every regularizer: place, class, rate asked for and rate measured
-metrics.csv           one row an epoch
+metrics.csv           one row an epoch; scheduled rates by their keys
 checkpoints/          last and previous state, for an exact resume
 weights.safetensors   the trained network; its presence says that training is done
+memory.safetensors    what layers remember of the training, where they do
 evaluation/           per_case.csv, per_slice.csv
 summary.json, panels.png, curves.png
 tensorboard/
@@ -103,6 +104,11 @@ class RunDirectory:
         return self.path / "weights.safetensors"
 
     @property
+    def memory(self) -> Path:
+        """What the layers remember of the training; there is none where they remember nothing."""
+        return self.path / "memory.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -133,7 +139,8 @@ class RunDirectory:
         write_text(existing, config.to_yaml())
 
     def _require_same(self, config: Config, existing: Path) -> None:
-        found = _flat(yaml.safe_load(existing.read_text(encoding="utf-8")))
+        # Read by the models, so that keys which came after the run have their defaults.
+        found = _flat(yaml.safe_load(load_config(existing).to_yaml()))
         wanted = _flat(yaml.safe_load(config.to_yaml()))
         # What changes neither weights nor scores may differ between a run and its resume.
         free = {"data.workers", "training.progress", "training.checkpoint_minutes", "run"}

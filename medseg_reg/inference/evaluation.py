@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,9 +70,36 @@ def evaluate(
         config.evaluation.batch_size,
         choose_accelerator(config.training.accelerator),
     )
+    counts = _count(store, cases, predictor, part, _progress(config))
+    per_case = case_table(store, counts, config.evaluation.empty)
+    per_slice = slice_table(store, counts, config.evaluation.empty)
+    invalid = predictor.invalid_because
+    notes = [*facts.notes, *([invalid] if invalid else [])]
+    summary = {
+        **stamp,
+        "data": facts.name,
+        "notes": notes,
+        "valid_for_reporting": not invalid,
+        "cases": list(cases),
+        **summarise(per_case, per_slice, config),
+        "environment": environment(),
+    }
+    _write_csv(per_case, tables / "per_case.csv")
+    _write_csv(per_slice, tables / "per_slice.csv")
+    write_panels(store, predictor, per_case, out / "panels.png", notes)
+    write_curves(run.path / "metrics.csv", run.path / "curves.png", notes)
+    # Last, because its presence says that the others are there.
+    write_json(done, summary)
+    return summary
+
+
+def _count(
+    store: SliceStore, cases: Sequence[str], predictor: Predictor, part: str, progress: bool
+) -> dict[str, torch.Tensor]:
+    """Predict cases, and return the counts of their slices."""
     counts = {}
-    for case in tqdm(cases, desc=f"evaluate {part}", unit="case", disable=not _progress(config)):
-        predicted = predictor.labels(store.image(case), case)
+    for case in tqdm(cases, desc=f"evaluate {part}", unit="case", disable=not progress):
+        predicted = predictor.labels(store.image(case), case, store.mask(case))
         try:
             counts[case] = count_slices(predicted, store.mask(case), len(store.classes))
         except ValueError as error:
@@ -79,23 +107,7 @@ def evaluate(
                 f"{store.path / 'masks' / case}.npy: {error}. The file was changed; convert the "
                 "data again."
             ) from None
-    per_case = case_table(store, counts, config.evaluation.empty)
-    per_slice = slice_table(store, counts, config.evaluation.empty)
-    summary = {
-        **stamp,
-        "data": facts.name,
-        "notes": list(facts.notes),
-        "cases": list(cases),
-        **summarise(per_case, per_slice, config),
-        "environment": environment(),
-    }
-    _write_csv(per_case, tables / "per_case.csv")
-    _write_csv(per_slice, tables / "per_slice.csv")
-    write_panels(store, predictor, per_case, out / "panels.png", facts.notes)
-    write_curves(run.path / "metrics.csv", run.path / "curves.png", facts.notes)
-    # Last, because its presence says that the others are there.
-    write_json(done, summary)
-    return summary
+    return counts
 
 
 def count_slices(predicted: np.ndarray, truth: np.ndarray, classes: int) -> torch.Tensor:
@@ -214,6 +226,9 @@ def headline(run: RunDirectory, summary: dict[str, Any]) -> str:
             f"({shown}), IoU {overlap['mean']:.4f}"
         )
     value = "unknown" if score["mean"] is None else f"{score['mean']:.2f}"
+    # Summaries from before there were such layers do not say it.
+    if not summary.get("valid_for_reporting", True):
+        value += " (INVALID FOR REPORTING)"
     return "\n".join([*lines, f"run {run.path}", f"{part} DICE {value}"])
 
 

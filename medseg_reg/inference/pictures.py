@@ -80,7 +80,7 @@ def write_panels(
         row = store.row(case)
         number = int(np.argmax(row.foreground))
         image, truth = store.image(case), store.mask(case)[number]
-        predicted = predictor.labels_of_slice(image, number, case)
+        predicted = predictor.labels_of_slice(image, number, case, truth)
         empty = np.zeros_like(truth)
         titles = ("image", "truth", "prediction")
         for axes, mask, title in zip(line, (empty, truth, predicted), titles, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medseg_reg.data.preprocessing import Fit, ImageSpec, Limits, limits_of, scale_intensity
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks.build import probabilities
+from medseg_reg.regularizers.protocols import LabelReader
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,42 +44,75 @@ class Predictor:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.image, self.channels, self.batch_size = image, channels, batch_size
+        # Layers that read the true labels of what they are tested on, as some papers did.
+        self.cheating = [
+            layer
+            for layer in self.network.modules()
+            if isinstance(layer, LabelReader) and not layer.valid_for_reporting
+        ]
 
-    def labels(self, images: Array, name: str) -> Array:
+    @property
+    def invalid_because(self) -> str:
+        """Why scores of this network are no scores; empty where they are."""
+        names = sorted({type(layer).__name__ for layer in self.cheating})
+        if not names:
+            return ""
+        return f"INVALID FOR REPORTING: {', '.join(names)} read the true labels at test time"
+
+    def labels(self, images: Array, name: str, truth: Array | None = None) -> Array:
         """Return the labels (S, H, W) uint8 of images (S, H, W) or (S, H, W, C).
 
         Args:
             images: int16 in HU, uint8, or float32, as in a slice store; may be memory-mapped.
             name: stands in errors.
+            truth: the true labels (S, H, W); used by layers that read them, and by nothing else.
 
         Raises:
             MedsegError: the images have other channels than the network takes, hold pixels
-                that are no numbers, or need a window that the training did not have.
+                that are no numbers, need a window that the training did not have, or the
+                network needs the truth and there is none.
         """
         require_finite(images, name)
         result = np.empty(images.shape[:3], dtype=np.uint8)
-        for start, scores in self._batches(images, name):
+        for start, scores in self._batches(images, name, truth=truth):
             result[start : start + len(scores)] = scores.argmax(dim=1).to(torch.uint8).cpu()
         return result
 
-    def labels_of_slice(self, images: Array, number: int, name: str) -> Array:
-        """Return the labels (H, W) of one slice; its intensities are scaled as its volume's."""
+    def labels_of_slice(
+        self, images: Array, number: int, name: str, truth: Array | None = None
+    ) -> Array:
+        """Return the labels (H, W) of one slice; its intensities are scaled as its volume's.
+
+        `truth` (H, W) is its true labels; see `labels`.
+        """
         # Percentiles are taken of the whole volume, a window needs none of the other slices.
         used = images if self.image.percentiles else images[number : number + 1]
         require_finite(used, name)
         limits = limits_of(self.image, images, name)
-        for _, scores in self._batches(images[number : number + 1], name, limits):
+        if truth is not None:
+            truth = truth[np.newaxis]
+        for _, scores in self._batches(images[number : number + 1], name, limits, truth):
             return scores.argmax(dim=1).to(torch.uint8).cpu().numpy()[0]
         raise IndexError(f"{name}: has no slice {number}")
 
     def _batches(
-        self, images: Array, name: str, limits: Limits | None = None
+        self,
+        images: Array,
+        name: str,
+        limits: Limits | None = None,
+        truth: Array | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of a first slice and class probabilities (B, K, H, W)."""
         found = images.shape[3] if images.ndim == 4 else 1
         if found != self.channels:
             raise MedsegError(
                 f"{name}: has {found} image channels, the network takes {self.channels}."
+            )
+        if self.cheating and truth is None:
+            raise MedsegError(
+                f"{name}: {type(self.cheating[0]).__name__} of this network reads the true labels "
+                "at test time (eval_mode 'true_label'), so it cannot predict where there are "
+                "none. Train with another eval_mode."
             )
         limits = limits or limits_of(self.image, images, name)
         rows, columns = images.shape[1:3]
@@ -87,8 +121,14 @@ class Predictor:
             block = images[start : start + self.batch_size]
             scaled = [fit.image(scale_intensity(one, limits)) for one in block]
             batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy())
+            if self.cheating and truth is not None:
+                masks = np.stack([fit.mask(one) for one in truth[start : start + len(block)]])
+                for layer in self.cheating:
+                    layer.labels = torch.from_numpy(masks).to(self.device)
             with torch.inference_mode():
                 scores = fit.undo(probabilities(self.network(batch.to(self.device))))
+            for layer in self.cheating:
+                layer.labels = None
             # Outside of the block: in it, the mode would stay on in the caller.
             yield start, scores
 

@@ -83,6 +83,7 @@ def test_it_computes_on_the_cpu_and_ends_with_or_without_a_score(
     [
         ("optimizer__name", "adamw"),
         ("regularization__penalty__weight_decay", 0.01),
+        ("regularization__penalty__l1", 0.01),
         ("regularization__error__class_weights", [1.0, 2.0]),
         ("regularization__error__label_smoothing", 0.1),
         ("regularization__optimization__gradient_clip", 1.0),

@@ -93,7 +93,8 @@ def test_a_second_regularizer_comes_after_the_first() -> None:
         (["skips"], "Did you mean 'skip'"),
         (
             ["1"],
-            r"matches '1'\. Places: after_block, after_norm, between_convs, head, input, skip;",
+            r"matches '1'\. Places: after_block \(5\), after_norm \(5\), between_convs \(5\), "
+            r"head, input, skip \(2\); in full",
         ),
         (["encoder."], "no place matches 'encoder.'"),
         (["encoder.7"], "Did you mean 'encoder.[01]'"),

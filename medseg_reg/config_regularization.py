@@ -1,0 +1,195 @@
+"""The five groups of regularization, as written in a configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from medseg_reg.config_base import Closed, Fraction, Positive
+from medseg_reg.data.augment import check_augmentation
+from medseg_reg.regularizers import build, regularizer_class, regularizer_names
+from medseg_reg.regularizers.base import check_choice
+
+Share = Annotated[float, Field(ge=0, le=1)]
+RateScheduleName = Literal["constant", "linear", "cosine", "v_shape"]
+
+
+class AugmentationSpec(BaseModel):
+    """One albumentations transform: its name, and its own arguments beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="after")
+    def _known(self) -> AugmentationSpec:
+        check_augmentation(self.name, self.arguments)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The transform's own arguments."""
+        return dict(self.model_extra or {})
+
+
+class RateScheduleSpec(Closed):
+    """How the rate of a layer changes over the training, as a factor on its `p`.
+
+    Attributes:
+        name: `constant`; `linear` or `cosine`, a rise from `start` to 1; `v_shape`, a fall from 1
+            to 0 and a rise back to 1.
+        start: the first factor of a rise.
+        duration: the share of the training over which a rise goes; 1 is held after it.
+        turn: the share of the training after which `v_shape` is 0.
+    """
+
+    name: RateScheduleName = "constant"
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    duration: Annotated[float, Field(gt=0, le=1)] = 1.0
+    turn: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _keys_have_a_meaning(self) -> RateScheduleSpec:
+        rises, turns = ("linear", "cosine"), ("v_shape",)
+        for key, owners in {"start": rises, "duration": rises, "turn": turns}.items():
+            default = type(self).model_fields[key].default
+            if getattr(self, key) != default and self.name not in owners:
+                raise ValueError(
+                    f"'{key}' belongs to {' and '.join(owners)}, the schedule is '{self.name}'"
+                )
+        return self
+
+
+class DepthRampSpec(Closed):
+    """A ramp of the rate over the places of one entry, in the order of the data flow.
+
+    Attributes:
+        first: factor on `p` at the first place.
+        last: factor on `p` at the last place; those between lie evenly spaced.
+    """
+
+    first: Share = 0.0
+    last: Share = 1.0
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> DepthRampSpec:
+        if self.first == self.last == 0:
+            raise ValueError("first and last are 0, so nothing would be dropped anywhere")
+        return self
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_schedule(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class LayerSpec(BaseModel):
+    """One regularizer layer: its name, its places, its own parameters (`p` first) beside them.
+
+    Where no places are given, they are the `default_places` of the layer's class.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    places: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
+    ] = Field(default_factory=tuple)
+    schedule: Annotated[
+        RateScheduleSpec,
+        BeforeValidator(_as_schedule, json_schema_input_type=RateScheduleName | RateScheduleSpec),
+    ] = RateScheduleSpec()
+    depth_ramp: DepthRampSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places_of_the_class(cls, data: Any) -> Any:
+        # An unknown name is left to `_can_be_built`, which says what is wrong with it.
+        known = isinstance(data, dict) and data.get("name") in regularizer_names()
+        if known and "places" not in data:
+            data = {**data, "places": regularizer_class(data["name"]).default_places}
+        return data
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> LayerSpec:
+        for key in self.parameters:
+            check_choice(key, f"parameter of {self.name}", self._keys())
+        try:
+            build(self.name, **self.parameters)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        return self
+
+    def _keys(self) -> Sequence[str]:
+        """Return the layer's own parameters and those of every layer, to suggest from both."""
+        own = inspect.signature(regularizer_class(self.name)).parameters
+        return [*own, *type(self).model_fields]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The layer's own parameters."""
+        return dict(self.model_extra or {})
+
+
+class ErrorSpec(Closed):
+    """The error function: weights of its terms, weights of the classes, label smoothing."""
+
+    ce: float = Field(1.0, ge=0)
+    dice: float = Field(0.0, ge=0)
+    ssim: float = Field(0.0, ge=0)
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    label_smoothing: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> ErrorSpec:
+        if self.ce + self.dice + self.ssim == 0:
+            raise ValueError("all weights are 0; give at least one of ce, dice, ssim a weight")
+        return self
+
+
+class PenaltySpec(Closed):
+    """Penalties on the weights w of convolutions; biases and normalization layers are exempt.
+
+    Attributes:
+        weight_decay: with `adam` and `sgd` an L2 penalty: weight_decay * w is added to the
+            gradient, so Adam scales it like the rest. With `adamw` it is decoupled: each step
+            takes lr * weight_decay * w off the weights (Loshchilov & Hutter, ICLR 2019).
+        l1: l1 * sum |w| is added to the loss.
+    """
+
+    weight_decay: float = Field(0.0, ge=0)
+    l1: float = Field(0.0, ge=0)
+
+
+class EarlyStoppingSpec(Closed):
+    """Stop when a validation score has not improved for `patience` epochs."""
+
+    monitor: Literal["val_dice", "val_iou", "val_loss"] = "val_dice"
+    patience: Positive = 10
+    min_delta: float = Field(0.0, ge=0)
+
+
+class OptimizationSpec(Closed):
+    """Regularization through the optimization procedure."""
+
+    early_stopping: EarlyStoppingSpec | None = None
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    select: Literal["best", "last"] = "best"
+
+
+class RegularizationSpec(Closed):
+    """The five groups of regularization (Kukacka, Golkov, Cremers, arXiv:1710.10686, 2017)."""
+
+    data: tuple[AugmentationSpec, ...] = ()
+    architecture: tuple[LayerSpec, ...] = ()
+    error: ErrorSpec = ErrorSpec()
+    penalty: PenaltySpec = PenaltySpec()
+    optimization: OptimizationSpec = OptimizationSpec()

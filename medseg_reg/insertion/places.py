@@ -1,0 +1,193 @@
+"""The places of a network that a regularizer can go to, with the names a paper would use.
+
+| kind | the map there |
+|---|---|
+| `input` | what the network gets |
+| `between_convs` | after a convolution and its activation, read directly by a second convolution |
+| `after_norm` | after a normalization, before the activation |
+| `after_block` | at the end of a run of convolutions of one resolution, or of a residual block |
+| `skip` | an encoder's map on its way to the decoder |
+| `residual` | the branch of a residual addition, before it is added |
+| `gate` | from which the coefficient of an attention gate is computed |
+| `head` | before the last convolution |
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from medseg_reg.errors import MedsegError, nearest
+from medseg_reg.insertion import doors, kinds
+from medseg_reg.insertion.finder import KINDS, Finder
+from medseg_reg.insertion.flow import Flow
+from medseg_reg.insertion.graph import Graph, Step, Value, record
+from medseg_reg.insertion.running import Example, arguments, call, device_of, quietly
+from medseg_reg.insertion.selection import kind_of
+from medseg_reg.insertion.slots import Slot, slots
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere in a network where a layer can be put.
+
+    Attributes:
+        name: as `encoder.2.between_convs`; numbered at the end where several share it.
+        kind: the kind of place, its name without part, level and number.
+        path: the module that carries the layer.
+        argument: the layer gets this argument of the module, by position or name; None: it gets
+            the module's output.
+        map_size: channels and spatial size of the map there.
+        calls: how often a forward pass comes here; above 1 where a module is used again.
+    """
+
+    name: str
+    kind: str
+    path: str
+    argument: int | str | None
+    map_size: tuple[int, ...]
+    calls: int = 1
+
+    def __str__(self) -> str:
+        """Name, size and module, for a list to read."""
+        size = "x".join(map(str, self.map_size))
+        where = "output" if self.argument is None else f"argument {self.argument}"
+        module = f"'{self.path}'" if self.path else "the network"
+        return f"{self.name} ({size}): {where} of {module}"
+
+
+def find_places(model: nn.Module, example: Example) -> list[Place]:
+    """Find the places of a network by following one example through it.
+
+    A network of this package has explicit slots; then these are its places.
+
+    The network is as before: its weights, statistics, modes, and torch's random state.
+
+    Args:
+        model: the network, in any mode; it is looked at in evaluation mode.
+        example: an input (B, C, *spatial), or a tuple or dictionary of arguments.
+
+    Raises:
+        MedsegError: the network does not run with the example.
+
+    >>> import torch
+    >>> block = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    >>> for place in find_places(nn.Sequential(*block, nn.Conv2d(4, 2, 1)), torch.rand(1, 1, 8, 8)):
+    ...     print(place)
+    input (1x8x8): argument 0 of '0'
+    encoder.0.between_convs (4x8x8): argument 0 of '2'
+    encoder.0.after_block (4x8x8): output of '3'
+    head (4x8x8): argument 0 of '4'
+    """
+    known = slots(model)
+    return _slot_places(model, known, example) if known else _places(record(model, example))
+
+
+def path_places(graph: Graph, globs: Sequence[str], owner: str) -> list[Place]:
+    """Return a place behind each module whose path matches a pattern.
+
+    Raises:
+        MedsegError: a pattern matches no module that ran, or one that returns no map.
+    """
+    flow = Flow(graph)
+    found: dict[str, Place] = {}
+    ran = [path for path in graph.calls if path]
+    for glob in globs:
+        paths = [path for path in ran if fnmatchcase(path, glob)]
+        if not paths:
+            raise MedsegError(
+                f"{owner}: no module that runs matches 'path:{glob}'.{nearest(glob, ran)} "
+                f"Modules are, for example, {', '.join(ran[:4])}."
+            )
+        for path in paths:
+            exits = [s for s in graph.steps if s.kind == kinds.EXIT and s.path == path]
+            used = [s for s in exits if s in flow.live and flow.is_map(s.outputs[0])]
+            hosts = {door.path for step in used if (door := doors.leaving(step)) is not None}
+            if len(used) < graph.calls[path] or len(hosts) != 1:
+                raise MedsegError(
+                    f"{owner}: behind 'path:{path}' is no place: the module returns no map "
+                    "(B, C, *spatial) that the network goes on with. Name a module inside."
+                )
+            size = used[0].outputs[0].shape[1:]
+            found[path] = Place(f"path:{path}", "path", hosts.pop(), None, size, len(used))
+    return list(found.values())
+
+
+def _slot_places(model: nn.Module, known: dict[str, Slot], example: Example) -> list[Place]:
+    """Return the slots that a network uses, in its own order."""
+    seen: dict[nn.Module, list[tuple[int, ...]]] = defaultdict(list)
+
+    def note(slot: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[slot].append(tuple(inputs[0].shape[1:]))
+
+    hooks = [slot.register_forward_pre_hook(note) for slot in known.values()]
+    try:
+        with quietly(model, device_of(example)):
+            call(model, *arguments(example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        Place(name, kind_of(name), name, None, seen[slot][-1], len(seen[slot]))
+        for name, slot in known.items()
+        if slot in seen
+    ]
+
+
+def _places(graph: Graph) -> list[Place]:
+    """Return every place of a recorded network, in the order of its forward pass."""
+    finder = Finder(graph)
+    claims: dict[tuple[str, str, int | str | None], list[tuple[Step, Value]]] = {}
+    for kind in KINDS:
+        for value, door in finder.claims(kind):
+            if door is not None and finder.flow.is_map(value):
+                key = (kind, door.path, door.argument)
+                claims.setdefault(key, []).append((door, value))
+    found = []
+    for (kind, path, argument), met in claims.items():
+        # A module that runs several times must be this place each time.
+        if len({door.call for door, _ in met}) == graph.calls[path]:
+            door, value = met[0]
+            name, size = _name(finder.flow, kind, value), value.shape[1:]
+            place = Place(name, kind, path, argument, size, graph.calls[path])
+            found.append((door.index, place))
+    return _numbered([place for _, place in sorted(found, key=lambda one: one[0])])
+
+
+def _name(flow: Flow, kind: str, value: Value) -> str:
+    """Return the name of a place without a number: part, level, kind."""
+    if kind in ("input", "head"):
+        return kind
+    level = _level(flow.graph.size, value.shape[2:])
+    if kind == "skip":
+        return f"skip.{level}"
+    pixels = math.prod(value.shape[2:])
+    if pixels == flow.smallest and pixels < math.prod(flow.graph.size):
+        return f"bottleneck.{kind}"
+    # What depends on nothing enlarged is the encoder's, wherever the code has it.
+    return f"{'decoder' if flow.risen(value) else 'encoder'}.{level}.{kind}"
+
+
+def _level(size: Sequence[int], here: Sequence[int]) -> int:
+    """Return the rounded binary logarithm of full size over size, of the axis most reduced."""
+    return max(0, *(round(math.log2(n / m)) for n, m in zip(size, here, strict=True)))
+
+
+def _numbered(places: list[Place]) -> list[Place]:
+    """Number the places that share a name."""
+    count = Counter(place.name for place in places)
+    seen: Counter[str] = Counter()
+    result = []
+    for place in places:
+        name = place.name
+        if count[name] > 1:
+            place = replace(place, name=f"{name}.{seen[name]}")
+            seen[name] += 1
+        result.append(place)
+    return result
