@@ -38,6 +38,11 @@ NOTES = {
     "corrdrop_spatial": f"""\
 {SELECTIVITY}
 
+On the trained map the blocks of highest correlation are the empty background, which is alike
+everywhere: at p = 0.25 the default drops a block of the body in 39 % of the passes and an empty one
+in 7 % (the published rule both in 25 %). So the default takes more of what matters than p says; for
+images with much background choose p with that in mind.
+
 CorrDrop was published between convolution and normalization in the deeper stages of residual
 networks. In a U-Net `after_block` of the deeper levels is nearest.
 
