@@ -70,7 +70,7 @@ def evaluate(
         config.evaluation.batch_size,
         choose_accelerator(config.training.accelerator),
     )
-    counts = _count(store, cases, predictor, part, _progress(config))
+    counts = count_cases(store, cases, predictor, f"evaluate {part}", config.training.progress)
     per_case = case_table(store, counts, config.evaluation.empty)
     per_slice = slice_table(store, counts, config.evaluation.empty)
     invalid = predictor.invalid_because
@@ -93,12 +93,12 @@ def evaluate(
     return summary
 
 
-def _count(
-    store: SliceStore, cases: Sequence[str], predictor: Predictor, part: str, progress: bool
+def count_cases(
+    store: SliceStore, cases: Sequence[str], predictor: Predictor, title: str, progress: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Predict cases, and return the counts of their slices."""
+    """Predict cases, and return the counts of their slices; `title` stands at the bar."""
     counts = {}
-    for case in tqdm(cases, desc=f"evaluate {part}", unit="case", disable=not progress):
+    for case in tqdm(cases, desc=title, unit="case", disable=not progress):
         predicted = predictor.labels(store.image(case), case, store.mask(case))
         try:
             counts[case] = count_slices(predicted, store.mask(case), len(store.classes))
@@ -230,10 +230,6 @@ def headline(run: RunDirectory, summary: dict[str, Any]) -> str:
     if not summary.get("valid_for_reporting", True):
         value += " (INVALID FOR REPORTING)"
     return "\n".join([*lines, f"run {run.path}", f"{part} DICE {value}"])
-
-
-def _progress(config: Config) -> bool:
-    return config.training.progress
 
 
 def _millilitres(row: CaseRow, voxels: int) -> float | None:

@@ -52,6 +52,18 @@ def write_curves(metrics: Path, path: Path, notes: Sequence[str] = ()) -> None:
     _save(figure, path, notes)
 
 
+def write_width_curve(table: pd.DataFrame, path: Path) -> None:
+    """Draw the score over the width; columns as `inference.width.width_curve` gives them."""
+    seaborn.set_theme(style="whitegrid", palette="colorblind")
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(table["width"], table["dice"].astype(float), marker=".")
+    low, high = (table[column].astype(float) for column in ("low", "high"))
+    axes.fill_between(table["width"], low, high, alpha=0.2, label="interval over patients")
+    axes.set(xlabel="share of the channels kept", ylabel="volume DICE", ylim=(0, 1))
+    axes.legend()
+    _save(figure, path, ())
+
+
 def write_panels(
     store: SliceStore,
     predictor: Predictor,

@@ -1,0 +1,34 @@
+"""Score a run that was trained with Structural Dropout at smaller widths, without training again.
+
+    python -m medseg_reg.width --run runs/structural
+    python -m medseg_reg.width --run runs/structural --widths 0.25 0.5 1 --part val
+
+Writes evaluation/width.csv and evaluation/width.png into the run directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg_reg.engine.run_directory import RunDirectory
+from medseg_reg.errors import run_main
+from medseg_reg.inference.width import WIDTHS, width_curve
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line and score."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medseg_reg.width", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run directory")
+    parser.add_argument("--widths", type=float, nargs="+", default=WIDTHS, metavar="SHARE")
+    parser.add_argument("--part", choices=("test", "val", "train"), default="test")
+    parsed = parser.parse_args(arguments)
+    table = width_curve(RunDirectory(parsed.run), parsed.widths, parsed.part)
+    print(table.to_string(index=False, float_format="%.4f", na_rep="-"))
+
+
+if __name__ == "__main__":
+    run_main(main)
