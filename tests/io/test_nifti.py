@@ -120,7 +120,9 @@ def test_the_truncated_real_mask_is_refused(shared_data: Callable[[str], Path]) 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage" * 100, b"\x1f\x8b" + b"x" * 50, gzip.compress(b"y" * 999)]
+    "content",
+    [b"", b"garbage" * 100, b"\x1f\x8b" + b"x" * 50, gzip.compress(b"y" * 999)],
+    ids=["nothing", "text", "a broken gzip", "a gzip of text"],
 )
 def test_garbage_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.nii.gz"
