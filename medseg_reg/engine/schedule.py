@@ -28,7 +28,7 @@ def learning_rate_factor(spec: ScheduleSpec, epoch: float, epochs: int) -> float
     """
     if epoch < spec.warmup_epochs:
         # Never 0: the first step would change nothing.
-        return max(epoch, 1e-2 * spec.warmup_epochs) / spec.warmup_epochs
+        return max(epoch / spec.warmup_epochs, 1e-2)
     if spec.name == "step":
         return float(spec.gamma ** sum(epoch >= milestone for milestone in spec.milestones))
     left = max(epochs - spec.warmup_epochs, 1e-9)

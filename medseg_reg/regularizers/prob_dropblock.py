@@ -199,8 +199,8 @@ def _live_window_sum(values: Tensor, before: int, after: int) -> Tensor:
 def _solve(window: Tensor, p: float) -> Tensor:
     """The alpha (B, 1, ...) for which the mean of exp(-alpha window) over live pixels is 1 - p.
 
-    Newton's method on the logarithm of the mean, which is convex: but for its first step it comes
-    from the left, so that what is missing after the last one leaves the rate below p, never above.
+    Newton's method on the logarithm of the mean, which is convex: whatever the start, all but its
+    first step come from the left, so that what the last one misses leaves the rate below p.
     """
     wanted = torch.log1p(-(window.new_zeros(()) + p)) / math.log(2.0)
     alpha = torch.full_like(window[(slice(None), *[slice(0, 1)] * (window.dim() - 1))], _NEAR)
@@ -215,8 +215,7 @@ def _solve(window: Tensor, p: float) -> Tensor:
             kept, slope = _by_planes(_moments, values, alpha).sum(1).unbind(1)
             mean, slope = kept.view_as(alpha) / live, slope.view_as(alpha) / live
             change = (mean.clamp(min=_TINY).log2() - wanted) * mean / slope.clamp(min=_TINY)
-            # a part without typical pixels may have led so far that everything is dropped
-            alpha = torch.where(mean > _TINY, alpha + change, _NEAR).clamp(min=_NEAR)
+            alpha = (alpha + change).clamp(min=_NEAR)  # a dead sample has change 0
     return alpha * math.log(2.0)
 
 

@@ -25,6 +25,9 @@ class RegularizerContract:
         calibrated: whether the realised rate is p; where not, its docstring says what it is.
         independent: whether what happens to a sample depends on that sample alone; where not, its
             docstring says what couples them.
+
+    Maps with another number of spatial axes than the method's ``spatial_dims`` must be refused;
+    the tests on them are skipped.
     """
 
     name: ClassVar[str]

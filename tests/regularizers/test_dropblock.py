@@ -155,12 +155,13 @@ def test_a_coin_for_each_position_gives_the_same_frequencies(
     np.testing.assert_allclose(frequency, expected, atol=5 * np.sqrt(0.09 / 20_000))
 
 
-@pytest.mark.parametrize("p", [0.01, 0.1, 0.4, 0.9])
+@pytest.mark.parametrize("p", [0.01, 0.05, 0.15, 0.5])
 def test_the_seeds_that_are_reserved_suffice(p: float) -> None:
-    for size, block in [((64, 64), 7), ((512, 512), 7), ((30, 20, 40), 5), ((400,), 9)]:
+    for size, block in [((64, 64), 7), ((512, 512), 7), ((30, 20, 40), 5), ((20, 20), 40)]:
         total = 64 * int(np.prod(size))
         mean = -np.log1p(-calibrated_gamma(size, block, p)) * total
         slots = module._slots(size, block, p, total)
+        assert slots is not None or p > 0.4
         assert slots is None or slots > mean + 8 * np.sqrt(mean)
 
 
