@@ -309,8 +309,10 @@ def record(model: nn.Module, example: Example, *, inside: bool = True) -> Graph:
         inside: hide regularizers that hooks call, as if the network were without them.
 
     Raises:
-        MedsegError: the forward pass fails, or no argument is a batch of maps.
+        MedsegError: the forward pass fails, no argument is a batch of maps, or a module is
+            compiled or scripted.
     """
+    _check_plain(model)
     recorder = _Recorder(model)
     # Objects of its own for each argument: the same image may be given twice.
     args, kwargs = pytree.tree_map(
@@ -351,6 +353,18 @@ def record(model: nn.Module, example: Example, *, inside: bool = True) -> Graph:
     )
     _check_axes(graph)
     return graph
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Refuse what hooks cannot look into."""
+    for path, module in model.named_modules():
+        # torch.compile wraps a module, or marks it.
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise MedsegError(
+                f"'{path}' ({type(module).__name__}) is compiled. Insert first, then compile."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise MedsegError(f"'{path}' is a scripted module, which takes no layers.")
 
 
 def _check_axes(graph: Graph) -> None:

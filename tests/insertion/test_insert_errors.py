@@ -104,3 +104,20 @@ def test_a_layer_that_fails_leaves_the_network_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert [one.place for one in inserted(network)] == ["head"]
     assert all(module.training for module in network.modules())
+
+
+def test_a_compiled_network_is_an_error() -> None:
+    network = net()
+    with pytest.raises(MedsegError, match="is compiled. Insert first, then compile."):
+        insert(torch.compile(network, backend="eager"), "dropout", "head", example=IMAGE)
+    network.up0.compile(backend="eager")
+    with pytest.raises(MedsegError, match=r"'up0' \(Up\) is compiled"):
+        insert(network, "dropout", "head", example=IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")
+def test_a_scripted_module_is_an_error() -> None:
+    network = net()
+    network.a = torch.jit.script(network.a)
+    with pytest.raises(MedsegError, match="'a' is a scripted module"):
+        insert(network, "dropout", "head", example=IMAGE)

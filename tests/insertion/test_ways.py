@@ -153,3 +153,9 @@ def test_activation_checkpointing_draws_the_same_again() -> None:
         network(IMAGE).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_batch_of_one_pixel_does_not_stop_the_check() -> None:
+    # Batch normalization refuses to train on one value for each channel.
+    network = nn.Sequential(nn.Conv2d(1, 4, 16), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    assert not insert(network, "dropout", "after_norm", example=IMAGE).note
