@@ -27,6 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--part", choices=("test", "val", "train"), default="test")
     parsed = parser.parse_args(arguments)
     table = width_curve(RunDirectory(parsed.run), parsed.widths, parsed.part)
+    # A column of None alone, as of the interval of two patients, would be printed as such.
+    table = table.astype({"low": float, "high": float})
     print(table.to_string(index=False, float_format="%.4f", na_rep="-"))
 
 

@@ -14,11 +14,10 @@ from torch import Tensor
 from medseg_reg.regularizers.base import (
     Regularizer,
     check_map,
-    check_number,
     check_rate,
     register,
 )
-from medseg_reg.regularizers.corrdrop import drop_probability
+from medseg_reg.regularizers.drop_rates import check_temperature, drop_probability
 
 __all__ = ["ADCM", "adcm", "channel_attention", "position_attention", "stochastic_pool"]
 
@@ -74,10 +73,15 @@ def channel_attention(x: Tensor) -> Tensor:
     """
     check_map(x, "channel_attention")
     with torch.no_grad():
-        flat = x.detach().flatten(2)
-        average = flat.mean(-1, dtype=torch.float32)
-        pools = (flat.amax(-1).float(), average, stochastic_pool(x))
-        return (_standard(pools[0]) + _standard(pools[1]) + _standard(pools[2])) / 3
+        return _channel_attention(x)[0]
+
+
+def _channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`channel_attention`, and which channels (B, C) are not zero everywhere."""
+    flat = x.detach().flatten(2)
+    greatest, average = flat.amax(-1).float(), flat.mean(-1, dtype=torch.float32)
+    attention = _standard(greatest) + _standard(average) + _standard(stochastic_pool(x))
+    return attention / 3, _live(greatest, average)
 
 
 def position_attention(x: Tensor) -> Tensor:
@@ -97,15 +101,26 @@ def position_attention(x: Tensor) -> Tensor:
     """
     check_map(x, "position_attention")
     with torch.no_grad():
-        sizes = x.shape[2:]
-        pools = (x.detach().amax(1).float(), x.detach().mean(1, dtype=torch.float32))
-        both = (_standard(pools[0].flatten(1)) + _standard(pools[1].flatten(1))) / 2
-        window = [3 if size > 2 else 1 for size in sizes]
-        pad = [k // 2 for k in window]
-        smooth: Tensor = _POOL[len(sizes)](
-            both.view(-1, 1, *sizes), window, 1, pad, count_include_pad=False
-        )
-        return smooth.squeeze(1)
+        return _position_attention(x)[0]
+
+
+def _position_attention(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`position_attention`, and which positions (B, N) are not zero in every channel."""
+    sizes = x.shape[2:]
+    greatest = x.detach().amax(1).float().flatten(1)
+    average = x.detach().mean(1, dtype=torch.float32).flatten(1)
+    both = (_standard(greatest) + _standard(average)) / 2
+    window = [3 if size > 2 else 1 for size in sizes]
+    pad = [k // 2 for k in window]
+    smooth: Tensor = _POOL[len(sizes)](
+        both.view(-1, 1, *sizes), window, 1, pad, count_include_pad=False
+    )
+    return smooth.squeeze(1), _live(greatest, average)
+
+
+def _live(greatest: Tensor, average: Tensor) -> Tensor:
+    """What is not zero everywhere: only zeros have a maximum of 0 and a mean of 0."""
+    return (greatest != 0) | (average != 0)
 
 
 def _standard(values: Tensor) -> Tensor:
@@ -126,15 +141,17 @@ def adcm(x: Tensor, p: float = 0.1, temperature: float = 1.0, training: bool = T
         True
     """
     p = check_rate(p, "adcm")
-    temperature = _check_temperature(temperature, "adcm")
+    temperature = check_temperature(temperature, "adcm")
     if not training or p == 0.0:
         return x
     check_map(x, "adcm")
     sizes = x.shape[2:]
     with torch.no_grad():
         rate = _rate_of_each(p, x.shape[1], sizes.numel())
-        channel = drop_probability(channel_attention(x), rate[0], temperature)
-        position = drop_probability(position_attention(x).flatten(1), rate[1], temperature)
+        attention, live = _channel_attention(x)
+        channel = drop_probability(attention, rate[0], temperature, live)
+        attention, live = _position_attention(x)
+        position = drop_probability(attention.flatten(1), rate[1], temperature, live)
         channels = (torch.rand_like(channel) >= channel).float() / (1.0 - p)
         positions = torch.rand_like(position) >= position
         channels = channels.view(*channel.shape, *[1] * len(sizes)).to(x.dtype)
@@ -164,7 +181,9 @@ class ADCM(Regularizer):
     y = x * channel mask * position mask / (1 - p).
 
     q falls with the attention and its mean is r exactly, so that the share of elements dropped
-    by the two parts together is p in expectation, in every sample. A part with a single unit
+    by the two parts together is p in expectation, in every sample. Channels that are zero
+    everywhere, and positions that are zero in every channel, would have the least attention; they
+    take no part, and p is the share of the others. A part with a single unit
     rests, and the other drops p: a one-pixel map loses channels only, a one-channel map positions
     only. A single value is zeroed with probability p.
 
@@ -200,12 +219,8 @@ class ADCM(Regularizer):
 
     def __init__(self, p: float = 0.1, temperature: float = 1.0) -> None:
         super().__init__(p)
-        self.temperature = _check_temperature(temperature, type(self).__name__)
+        self.temperature = check_temperature(temperature, type(self).__name__)
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `adcm`."""
         return adcm(x, self.p, self.temperature)
-
-
-def _check_temperature(temperature: float, owner: str) -> float:
-    return check_number(temperature, "temperature", owner, 0.0, strict=True, finite=False)

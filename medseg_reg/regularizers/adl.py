@@ -20,8 +20,9 @@ def adl(
     x: Tensor,
     p: float = 0.75,
     gamma: float = 0.9,
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Hides the most active region, or multiplies by the sigmoid of the activity; see `ADL`.
 
@@ -112,7 +113,7 @@ class ADL(Regularizer):
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `adl`."""
-        return adl(x, self.p, self.gamma, self.faithful)
+        return adl(x, self.p, self.gamma, faithful=self.faithful)
 
 
 def _check_gamma(gamma: object, owner: str) -> float:

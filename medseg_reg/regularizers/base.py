@@ -84,11 +84,14 @@ class Regularizer(_DropoutNd):
         super().__setattr__(name, value)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x`` itself in ``eval()`` or at ``p == 0``, else its regularized copy."""
+        """Returns ``x`` itself in ``eval()`` or at ``p == 0``, else its regularized copy.
+
+        A map without any value, as of an empty batch, is returned as it is too.
+        """
         if not self.training or self.p == 0.0:
             return x
         check_map(x, type(self).__name__)
-        return self.regularize(x)
+        return self.regularize(x) if x.numel() else x
 
     def regularize(self, x: Tensor) -> Tensor:
         """The training-time rule; subclasses write this one method."""

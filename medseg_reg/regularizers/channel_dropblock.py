@@ -113,8 +113,9 @@ def channel_drop_block(
     x: Tensor,
     p: float = 0.2,
     metric: Metric = "max_activation",
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Zeroes a random channel and those that resemble it most; see `ChannelDropBlock`.
 
@@ -227,4 +228,4 @@ class ChannelDropBlock(Regularizer):
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `channel_drop_block`."""
-        return channel_drop_block(x, self.p, self.metric, self.faithful)
+        return channel_drop_block(x, self.p, self.metric, faithful=self.faithful)

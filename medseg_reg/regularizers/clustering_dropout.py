@@ -25,7 +25,8 @@ def cluster_rates(
 ) -> Tensor:
     """Drop rates that fall with the response of a unit's cluster; their mean is exactly p.
 
-    The responses of a sample are split by 1-D k-means; R_j is the mean response of unit j's
+    Units without any response take no part: their rate is 0, since there is nothing to drop. The
+    other responses of a sample are split by 1-D k-means; R_j is the mean response of unit j's
     cluster and w_j = (max R - R_j) / (max R - min R). Then q_j = p * w_j / mean(w): the strongest
     cluster is never dropped. Where the weakest would exceed ``max_rate``, all rates move towards
     p by the smallest share that prevents it: (1 - t) q_j + t p.
@@ -57,25 +58,28 @@ def cluster_rates(
         raise ValueError(f"cluster_rates: expected (B, C), got shape {tuple(response.shape)}")
     with torch.no_grad():
         r = response.detach().float()
+        live = (r != 0) | (r == 0).all(1, keepdim=True)
         # one NaN or infinity makes every mean of its sample NaN, which below counts as no spread
         r = r / r.amax(1, keepdim=True).clamp(min=torch.finfo(r.dtype).tiny)
-        mean = _cluster_means(r, clusters)
+        mean = _cluster_means(r, live, clusters)
         low, high = mean.amin(1, keepdim=True), mean.amax(1, keepdim=True)
         spread = high - low
-        weight = torch.where(spread > _SPREAD_FLOOR, (high - mean) / spread, 1.0)
-        rate = p * weight / weight.mean(1, keepdim=True)
+        weight = torch.where(spread > _SPREAD_FLOOR, (high - mean) / spread, 1.0) * live
+        rate = p * weight * live.sum(1, keepdim=True) / weight.sum(1, keepdim=True)
         top = rate.amax(1, keepdim=True)
         excess = (top - cap) / (top - p).clamp(min=torch.finfo(r.dtype).tiny)
-        return torch.lerp(rate, torch.full_like(rate, p), excess.clamp(0.0, 1.0)).clamp(max=cap)
+        rate = torch.lerp(rate, torch.full_like(rate, p), excess.clamp(0.0, 1.0)).clamp(max=cap)
+        return rate * live
 
 
-def _cluster_means(r: Tensor, clusters: int) -> Tensor:
+def _cluster_means(r: Tensor, live: Tensor, clusters: int) -> Tensor:
     """The mean (B, C) of each unit's cluster: Lloyd's k-means on a line, all samples at once.
 
-    The starts are quantiles of the distinct responses: the zeros of many dead channels would
+    The starts are quantiles of the distinct responses: many channels that respond alike would
     take several starts otherwise. A cluster without members keeps its centre, and takes no part
-    in the result.
+    in the result. Nor do units that do not live; they get the mean of the strongest cluster.
     """
+    r = torch.where(live, r, r.amax(1, keepdim=True))
     number = torch.arange(clusters, device=r.device)
     ordered = r.sort(1).values
     rank = F.pad((ordered[:, 1:] > ordered[:, :-1]).int().cumsum(1), (1, 0))
@@ -83,7 +87,7 @@ def _cluster_means(r: Tensor, clusters: int) -> Tensor:
     centre = ordered.gather(1, (rank[:, None] < start[..., None]).sum(2))
     for _ in range(_ITERATIONS):
         nearest = (r[:, :, None] - centre[:, None]).abs().argmin(2)
-        member = (nearest[..., None] == number).float()
+        member = ((nearest[..., None] == number) & live[..., None]).float()
         size = member.sum(1)
         total = (member * r[..., None]).sum(1)
         centre = torch.where(size > 0, total / size.clamp(min=1), centre)
@@ -128,9 +132,9 @@ class ClusteringDropout(Regularizer):
 
     For every sample, r_j = mean |x_j| over the pixels of channel j; q = `cluster_rates` (r, p) by
     1-D k-means; channel j is dropped with probability q_j, independently, and
-    y_j = x_j * m_j / (1 - q_j), which keeps the expectation of every channel. The mean of q is p
-    in every sample. A map of one channel is zeroed as a whole with probability p, as by
-    `SpatialDropout`.
+    y_j = x_j * m_j / (1 - q_j), which keeps the expectation of every channel. Channels that are
+    zero everywhere take no part; the mean of q over the others is p in every sample. A single one
+    is zeroed as a whole with probability p, as by `SpatialDropout`.
 
     The scale depends on the input, but is held constant in the gradient.
 

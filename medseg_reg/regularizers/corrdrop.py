@@ -16,10 +16,10 @@ from medseg_reg.regularizers.base import (
     Regularizer,
     check_count,
     check_map,
-    check_number,
     check_rate,
     register,
 )
+from medseg_reg.regularizers.drop_rates import check_temperature, drop_probability
 
 __all__ = [
     "CorrDropChannel",
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 EPSILON = 1e-8
-_SPREAD_FLOOR = 1e-6  # below it, differences between correlations are rounding noise
 _MATRIX = 1 << 24  # elements of |A A^T| held at once: 64 MiB of float32
 _POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -63,6 +62,11 @@ def row_correlation(rows: Tensor, eps: float = EPSILON) -> Tensor:
     """
     if rows.dim() != 3:
         raise ValueError(f"row_correlation: expected (B, N, d), got shape {tuple(rows.shape)}")
+    return _correlation(rows, eps)[0]
+
+
+def _correlation(rows: Tensor, eps: float = EPSILON) -> tuple[Tensor, Tensor]:
+    """`row_correlation`, and which rows are not zero everywhere."""
     device = "cpu" if rows.is_meta else rows.device.type  # autocast knows no meta device
     with torch.no_grad(), torch.autocast(device, enabled=False):
         rows = rows.detach().float()
@@ -74,7 +78,7 @@ def row_correlation(rows: Tensor, eps: float = EPSILON) -> Tensor:
         else:
             total = _absolute_row_sums(rows, inverse)
         own = squared * inverse.square()
-        return (total * inverse - own + (own - 1).abs()) / rows.shape[1]
+        return (total * inverse - own + (own - 1).abs()) / rows.shape[1], squared > 0
 
 
 def _all_positive(rows: Tensor) -> bool:
@@ -96,73 +100,6 @@ def _absolute_row_sums(rows: Tensor, inverse: Tensor) -> Tensor:
     return torch.cat(sums, dim=1)
 
 
-def drop_probability(
-    correlation: Tensor, p: float, temperature: float = 1.0, area: Tensor | None = None
-) -> Tensor:
-    """Rates q_i that fall with the correlation and whose mean is exactly p in every sample.
-
-    q_i = min(1, lambda w_i), w_i = exp(-(F_i - mean F) / (temperature * std F)), with lambda
-    solved so that sum_i area_i q_i / sum_i area_i = p. Sorting the weights makes the solution
-    exact and free of iterations (water filling).
-
-    Args:
-        correlation: F, for example of `row_correlation`; a sample with NaN gets uniform rates.
-        p: mean rate, in [0, 1).
-        temperature: how sharply the rates fall: at 1, one standard deviation of F is a factor e;
-            infinity means uniform rates, towards 0 the least correlated units alone are dropped.
-        area: weight of each unit in the mean, positive (N,); equal by default.
-
-    Shapes:
-        correlation (B, N); the result (B, N), float32.
-
-    Raises:
-        ValueError: ``p`` outside [0, 1) or a temperature that is not above 0.
-
-    Example:
-        >>> import torch
-        >>> q = drop_probability(torch.tensor([[0.1, 0.2, 0.3, 0.4]]), p=0.25)
-        >>> [round(v, 2) for v in q[0].tolist()]
-        [0.61, 0.25, 0.1, 0.04]
-    """
-    p = check_rate(p, "drop_probability")
-    temperature = check_number(
-        temperature, "temperature", "drop_probability", 0.0, strict=True, finite=False
-    )
-    with torch.no_grad():
-        f = correlation.detach().float()
-        f = torch.where(f.isfinite().all(1, keepdim=True), f, 0.0)
-        centred = f - f.mean(1, keepdim=True)
-        spread = centred.square().mean(1, keepdim=True).sqrt() + _SPREAD_FLOOR
-        # weights are relative to the greatest; exp(-30) is 0 for any p that matters, but keeps
-        # lambda finite when all the greater ones are saturated
-        exponent = -centred / spread / temperature
-        weight = (exponent - exponent.amax(1, keepdim=True)).clamp(min=-30.0).exp()
-        area = weight.new_ones(weight.shape[1]) if area is None else area.to(weight)
-        share = (area / area.sum()).expand_as(weight)
-        return (weight * _water_level(weight, share, p)).clamp(max=1.0)
-
-
-def _water_level(weight: Tensor, share: Tensor, p: float) -> Tensor:
-    """The lambda (B, 1) for which the weighted mean of min(1, lambda * weight) is p."""
-    ordered, order = weight.sort(dim=1, descending=True)
-    share = share.gather(1, order)
-    saturated = _running_sum(share) - share  # with m units at 1: their share
-    # a sum from the end, not a difference of sums from the start, which would cancel
-    rest = _running_sum((share * ordered).flip(1)).flip(1)
-    level = (p - saturated) / rest
-    fits = level * ordered <= 1.0  # the next unit stays below 1: the first such m is the answer
-    return level.gather(1, fits.int().argmax(1, keepdim=True)).clamp(min=0.0)
-
-
-def _running_sum(values: Tensor) -> Tensor:
-    """cumsum(1), by doubling: deterministic mode refuses torch's cumsum of floats on CUDA."""
-    step = 1
-    while step < values.shape[1]:
-        values = values + F.pad(values[:, :-step], (step, 0))
-        step *= 2
-    return values
-
-
 def _published_keep(correlation: Tensor, p: float) -> Tensor:
     """The paper's mask Psi, 1 = keep: random twice over, and batch-wide in its second rate."""
     keep = torch.rand_like(correlation) < correlation.softmax(1)
@@ -176,8 +113,9 @@ def corrdrop_spatial(
     p: float = 0.1,
     block_size: int = 5,
     temperature: float = 1.0,
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Zeroes blocks of pixels that correlate least with the others; see `CorrDropSpatial`.
 
@@ -218,9 +156,8 @@ def _calibrated_spatial(x: Tensor, p: float, block_size: int, temperature: float
         edge = torch.arange(n, device=x.device) * k - start
         length = (edge + k).clamp(max=size) - edge.clamp(min=0)
         area = (area[:, None] * length).flatten()
-    rate = drop_probability(
-        row_correlation(pooled.flatten(2).transpose(1, 2)), p, temperature, area
-    )
+    correlation, live = _correlation(pooled.flatten(2).transpose(1, 2))
+    rate = drop_probability(correlation, p, temperature, area * live)
     keep = (torch.rand_like(rate) >= rate).view(-1, *cells)
     return _enlarge(keep, blocks, left, sizes) / (1.0 - p)
 
@@ -258,7 +195,9 @@ class CorrDropSpatial(Regularizer):
     The map is averaged over the blocks of a grid; F = `row_correlation` of the cells' channel
     vectors; cell i is dropped with probability q_i = `drop_probability` (F, p), independently;
     y = x * mask / (1 - p). The area-weighted mean of q is p in every sample, at every map size:
-    cells that the border cuts off are averaged and weighted by their real pixels.
+    cells that the border cuts off are averaged and weighted by their real pixels. Cells that are
+    zero in every channel correlate with nothing, but there is nothing to drop: they take no part,
+    and p is the share of the others.
 
     Args:
         p: share of pixels to drop, in [0, 1).
@@ -310,15 +249,18 @@ class CorrDropSpatial(Regularizer):
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `corrdrop_spatial`."""
-        return corrdrop_spatial(x, self.p, self.block_size, self.temperature, self.faithful)
+        return corrdrop_spatial(
+            x, self.p, self.block_size, self.temperature, faithful=self.faithful
+        )
 
 
 def corrdrop_channel(
     x: Tensor,
     p: float = 0.1,
     temperature: float = 1.0,
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Zeroes channels that correlate least with the others; see `CorrDropChannel`.
 
@@ -335,11 +277,11 @@ def corrdrop_channel(
     check_map(x, "corrdrop_channel")
     with torch.no_grad():
         # a transposed product of a channels_last map is many times slower than this copy
-        correlation = row_correlation(x.detach().flatten(2).contiguous())
+        correlation, live = _correlation(x.detach().flatten(2).contiguous())
         if faithful:
             scale = _rescale(_published_keep(correlation, p).float())
         else:
-            rate = drop_probability(correlation, p, temperature)
+            rate = drop_probability(correlation, p, temperature, live)
             scale = (torch.rand_like(rate) >= rate).float() / (1.0 - p)
         scale = scale.view(*scale.shape, *[1] * (x.dim() - 2)).to(x.dtype)
     return x * scale
@@ -350,9 +292,10 @@ class CorrDropChannel(Regularizer):
     """Zeroes whole channels, the more likely the less they correlate with the others.
 
     F = `row_correlation` of the flattened channels; channel i is dropped with probability
-    q_i = `drop_probability` (F, p), independently; y = x * mask / (1 - p). The mean of q is p in
-    every sample. A map of one channel is therefore zeroed as a whole with probability p, as by
-    `SpatialDropout`.
+    q_i = `drop_probability` (F, p), independently; y = x * mask / (1 - p). Channels that are zero
+    everywhere take no part: they correlate with nothing, and would be dropped first, for nothing.
+    The mean of q over the others is p in every sample. A single one, as in a map of one channel,
+    is therefore zeroed as a whole with probability p, as by `SpatialDropout`.
 
     Args:
         p: share of channels to drop, in [0, 1).
@@ -389,11 +332,11 @@ class CorrDropChannel(Regularizer):
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `corrdrop_channel`."""
-        return corrdrop_channel(x, self.p, self.temperature, self.faithful)
+        return corrdrop_channel(x, self.p, self.temperature, faithful=self.faithful)
 
 
 def _check_temperature(temperature: float, faithful: bool, owner: str) -> float:
-    value = check_number(temperature, "temperature", owner, 0.0, strict=True, finite=False)
+    value = check_temperature(temperature, owner)
     if faithful and value != 1.0:
         raise ValueError(
             f"{owner}: the published rule has no temperature; got faithful=True with "

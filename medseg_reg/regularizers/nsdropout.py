@@ -100,8 +100,9 @@ def nsdropout(
     labels: Tensor,
     validation_means: Tensor,
     p: float = 0.2,
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Drops, at the pixels of each class, its most over-active channels; see `NSDropout`.
 

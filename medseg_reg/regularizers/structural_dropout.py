@@ -64,8 +64,9 @@ def structural_dropout(
     p: float = 0.5,
     lower_bound: int | None = None,
     step: int = 1,
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Zeroes all but the first channels, with probability p; see `StructuralDropout`.
 
@@ -189,7 +190,7 @@ class StructuralDropout(Regularizer):
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `structural_dropout`."""
-        return structural_dropout(x, self.p, self.lower_bound, self.step, self.faithful)
+        return structural_dropout(x, self.p, self.lower_bound, self.step, faithful=self.faithful)
 
 
 def _check_bounds(lower_bound: int | None, step: int, owner: str) -> None:

@@ -22,8 +22,9 @@ def weighted_channel_dropout(
     x: Tensor,
     p: float = 0.2,
     q: float = 1.0,
-    faithful: bool = False,
     training: bool = True,
+    *,
+    faithful: bool = False,
 ) -> Tensor:
     """Zeroes the p*C channels that lose a race by activity; see `WeightedChannelDropout`.
 
@@ -142,7 +143,7 @@ class WeightedChannelDropout(Regularizer):
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `weighted_channel_dropout`."""
-        return weighted_channel_dropout(x, self.p, self.q, self.faithful)
+        return weighted_channel_dropout(x, self.p, self.q, faithful=self.faithful)
 
 
 def _check_keep(q: object, owner: str) -> float:

@@ -18,7 +18,15 @@ def cluster_means(response: np.ndarray, clusters: int, iterations: int = 10) -> 
 
 
 def rates(response: np.ndarray, p: float, clusters: int, max_rate: float) -> np.ndarray:
-    """q = p w / mean w, w = 1 - min-max of the cluster means, moved towards p under the cap."""
+    """q = p w / mean w, w = 1 - min-max of the cluster means, moved towards p under the cap.
+
+    Units without a response have q = 0 and are left out of everything else.
+    """
+    live = response != 0
+    if live.any() and not live.all():
+        q = np.zeros(len(response))
+        q[live] = rates(response[live], p, clusters, max_rate)
+        return q
     mean = cluster_means(response.astype(np.float64), clusters)
     if mean.max() - mean.min() <= 1e-6 * mean.max():
         return np.full(len(mean), p)

@@ -25,6 +25,8 @@ class RegularizerContract:
         calibrated: whether the realised rate is p; where not, its docstring says what it is.
         independent: whether what happens to a sample depends on that sample alone; where not, its
             docstring says what couples them.
+        spares_dead: whether channels that are zero everywhere leave the rate of the others at p;
+            where not, its docstring says what happens to them.
 
     Maps with another number of spatial axes than the method's ``spatial_dims`` must be refused;
     the tests on them are skipped.
@@ -34,6 +36,7 @@ class RegularizerContract:
     parameters: ClassVar[dict[str, Any]] = {}
     calibrated: ClassVar[bool] = True
     independent: ClassVar[bool] = True
+    spares_dead: ClassVar[bool] = True
 
     def make(self, p: float = 0.3) -> Regularizer:
         return build(self.name, p=p, **self.parameters).train()
@@ -147,6 +150,29 @@ class RegularizerContract:
         # five standard errors of the worst case (one unit per sample), at most one percent point
         error = 5 * math.sqrt(p * (1 - p) / (batch * len(rates)))
         assert sum(rates) / len(rates) == pytest.approx(p, abs=min(0.01, error))
+
+    def test_the_realised_rate_is_p_on_a_large_map(self) -> None:
+        if not (self.calibrated and self.independent):
+            pytest.skip("the rate is not p, or not that of each sample, see its docstring")
+        self.served(2)
+        layer, p = self.make(0.3), 0.3
+        x = self.positive(250, 3, 64, 64)
+        y = layer(x)
+        rates = [layer.measured_rate(a[None], b[None]) for a, b in zip(x, y, strict=True)]
+        error = torch.tensor(rates).std().item() / math.sqrt(len(rates))
+        assert sum(rates) / len(rates) == pytest.approx(p, abs=0.002 + 4 * error)
+
+    @pytest.mark.parametrize("p", [0.1, 0.4])
+    def test_dead_channels_do_not_lower_the_rate_of_the_others(self, p: float) -> None:
+        if not (self.calibrated and self.spares_dead and self.independent):
+            pytest.skip("the rate is not p, or not that of each sample, see its docstring")
+        torch.manual_seed(0)
+        x = torch.rand(3000, 12, 4, 4) + 0.5
+        x[:, 1::3] = 0
+        layer = self.make(p)
+        rates = [layer.measured_rate(x, layer(x)) for _ in range(2)]
+        error = 5 * math.sqrt(p * (1 - p) / 6000)
+        assert sum(rates) / 2 == pytest.approx(p, abs=min(0.015, error))
 
     def test_a_sample_does_not_depend_on_the_others_in_its_batch(self) -> None:
         if not self.independent:
@@ -293,8 +319,9 @@ class RegularizerContract:
         self.served(len(shape) - 2)
         assert self.make()(torch.ones(shape, device="meta")).shape == shape
 
-    def test_an_empty_batch_stays_empty(self) -> None:
-        assert self.make()(torch.ones(0, 4, 3, 3)).shape == (0, 4, 3, 3)
+    @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3)])
+    def test_a_map_without_values_stays_what_it_is(self, shape: tuple[int, ...]) -> None:
+        assert self.make()(torch.ones(shape)).shape == shape
 
     def test_nan_neither_crashes_nor_spreads_to_other_channels(self) -> None:
         x = self.positive(3, 6, 8, 5)

@@ -56,7 +56,9 @@ def test_the_rates_have_mean_p_stay_under_the_cap_and_equal_the_reference(
     response *= torch.rand(2, units, generator=generator) >= zeros  # dead channels are common
     q = cluster_rates(response, p, clusters, max_rate)
     assert ((q >= 0) & (q <= max(p, max_rate))).all()
-    torch.testing.assert_close(q.mean(1), torch.full((2,), p), rtol=1e-5, atol=1e-6)
+    for row, result in zip(response, q, strict=True):
+        counted = result[row != 0] if row.any() else result
+        assert counted.mean().item() == pytest.approx(p, rel=1e-5, abs=1e-6)
     for row, result in zip(response.numpy(), q.numpy(), strict=True):
         np.testing.assert_allclose(
             result, reference.rates(row, p, clusters, max_rate), rtol=1e-4, atol=1e-5
@@ -81,7 +83,7 @@ def test_members_of_one_cluster_share_a_rate_that_falls_with_the_response() -> N
 
 
 def test_the_cap_moves_all_rates_towards_p_and_keeps_their_order() -> None:
-    response = torch.tensor([[0.0] + [0.5] * 9 + [1.0] * 20])
+    response = torch.tensor([[0.01] + [0.5] * 9 + [1.0] * 20])
     free, capped = (cluster_rates(response, 0.3, max_rate=cap)[0] for cap in (0.999, 0.9))
     assert free[0] > 0.9
     assert capped[0].item() == pytest.approx(0.9)
@@ -200,8 +202,15 @@ def test_the_rates_refuse_other_shapes_and_the_function_is_identity_outside_trai
     assert clustering_dropout(x, 0.0) is x
 
 
-def test_many_dead_channels_leave_the_living_ones_in_clusters_of_their_own() -> None:
-    response = torch.cat([torch.zeros(1, 40), torch.tensor([[1.0, 1.1, 2.0, 2.1]])], 1)
+def test_dead_channels_take_no_part_however_many_they_are() -> None:
+    living = torch.tensor([[1.0, 1.1, 1.5, 2.0, 2.1]])
+    q = cluster_rates(torch.cat([torch.zeros(1, 40), living], 1), 0.3)[0]
+    assert (q[:40] == 0).all()
+    torch.testing.assert_close(q[40:], cluster_rates(living, 0.3)[0])
+    assert q[40] == q[41] > q[42] > q[43] == q[44] == 0
+
+
+def test_weak_responses_that_are_alike_take_one_cluster() -> None:
+    response = torch.cat([torch.full((1, 40), 0.01), torch.tensor([[1.0, 1.1, 2.0, 2.1]])], 1)
     q = cluster_rates(response, 0.3)[0]
-    assert q[:40].numpy() == pytest.approx(q[0].item())
     assert q[0] > q[40] == q[41] > q[42] == q[43] == 0

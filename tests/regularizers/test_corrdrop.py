@@ -16,6 +16,7 @@ from medseg_reg.regularizers import (
     corrdrop_channel,
     corrdrop_spatial,
     drop_probability,
+    drop_rates,
     row_correlation,
 )
 from medseg_reg.regularizers import corrdrop as module
@@ -122,6 +123,27 @@ def test_the_temperature_goes_from_uniform_to_the_least_correlated_alone() -> No
     assert sharp > default > flat > 0.25
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-60, 1.0, math.inf])
+def test_units_without_area_take_no_part(temperature: float) -> None:
+    f = torch.tensor([[0.9, 0.0, 0.5, 0.4, 0.0, 0.6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])
+    live = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]])
+    q = drop_probability(f, 0.3, temperature, live)
+    alone = drop_probability(f[:1, [0, 2, 3, 5]], 0.3, temperature)[0]
+    assert q[0, [1, 4]].tolist() == [0, 0]
+    torch.testing.assert_close(q[0, [0, 2, 3, 5]], alone)
+    # where no unit has an area, all are equal
+    torch.testing.assert_close(q[1], drop_probability(f[1:], 0.3, temperature)[0])
+    torch.testing.assert_close(q[1].mean(), torch.tensor(0.3))
+
+
+def test_cells_that_are_zero_in_every_channel_take_no_part() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2000, 4, 8, 8) + 0.1
+    x[..., 4:, :] = 0  # half of the four by four cells
+    zero = corrdrop_spatial(x, 0.3, 2)[..., :4, :] == 0
+    assert zero.float().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
 def test_equal_or_missing_correlations_give_uniform_rates(value: float) -> None:
     q = drop_probability(torch.full((2, 6), value), 0.3)
@@ -154,7 +176,7 @@ def test_no_running_sum_that_deterministic_mode_refuses_on_cuda(rule: Any, faith
 @pytest.mark.parametrize("units", [0, 1, 2, 3, 64, 1000])
 def test_the_running_sum_is_that_of_torch(units: int) -> None:
     values = torch.rand(3, units)
-    torch.testing.assert_close(module._running_sum(values), values.cumsum(1))
+    torch.testing.assert_close(drop_rates._running_sum(values), values.cumsum(1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

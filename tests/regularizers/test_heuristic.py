@@ -25,15 +25,18 @@ GOLDEN = torch.tensor(
 
 class TestHeuristicDropout(RegularizerContract):
     name = "heuristic_dropout"
+    spares_dead = False  # they score highest
 
 
 class TestSampled(RegularizerContract):
     name = "heuristic_dropout"
+    spares_dead = False  # they score highest
     parameters = {"selection": "sampled", "bins": 4, "signed": True}  # noqa: RUF012
 
 
 class TestZero(RegularizerContract):
     name = "heuristic_dropout"
+    spares_dead = False  # they score highest
     parameters = {"mask": "zero"}  # noqa: RUF012
 
 

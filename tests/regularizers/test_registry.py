@@ -1,5 +1,8 @@
 """The closed registry: right names build, wrong ones say what was meant."""
 
+import inspect
+import sys
+
 import pytest
 import torch
 
@@ -37,6 +40,20 @@ def test_parameters_reach_the_class() -> None:
     layer = build("heuristic_dropout", p=0.2, k=3, mask="zero")
     assert isinstance(layer, HeuristicDropout)
     assert (layer.p, layer.k, layer.mask) == (0.2, 3.0, "zero")
+
+
+@pytest.mark.parametrize("name", regularizer_names())
+def test_the_functions_take_their_switches_in_one_order(name: str) -> None:
+    rule = getattr(sys.modules[regularizer_class(name).__module__], name, None)
+    if rule is None:
+        assert name in {"dropout", "input_dropout"}, "a method has a function beside its module"
+        return
+    parameters = inspect.signature(rule).parameters
+    positional = [n for n, q in parameters.items() if q.kind is q.POSITIONAL_OR_KEYWORD]
+    assert positional[0] == "x"
+    assert positional[-1] == "training"
+    assert parameters["training"].default is True
+    assert "faithful" not in positional
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list() -> None:
