@@ -104,7 +104,7 @@ def _convert_nifti(options: argparse.Namespace) -> None:
     is_ct = modality.upper() == "CT"
     classes = _classes(options.classes, about, file)
     _check_labels(options, classes)
-    sources = find_cases(root, channels_in_file=len(modalities) > 1, unit="HU" if is_ct else "")
+    sources = find_cases(root, channels=len(modalities), unit="HU" if is_ct else "")
     description = Description(
         name=str(about.get("name") or root.resolve().name),
         source=str(about.get("description") or root.resolve().name),
@@ -183,27 +183,32 @@ def _check_labels(options: argparse.Namespace, classes: Sequence[str]) -> None:
         )
 
 
-def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> list[CaseSource]:
+def find_cases(root: Path, channels: int = 0, unit: str = "") -> list[CaseSource]:
     """Pair the volumes of imagesTr and labelsTr by their names.
 
     A label x.nii.gz belongs to x.nii.gz, or else to the channels x_0000.nii.gz, x_0001.nii.gz ...
     In the name of a case, what is no letter, digit, dot, dash or underscore becomes `_`.
 
+    Args:
+        root: holds imagesTr and labelsTr.
+        channels: how many each case has as dataset.json says; 0 where it says nothing.
+        unit: of the images.
+
     Raises:
         MedsegError: folders are missing, nothing pairs, channels are missing.
     """
     images, labels = (_volumes(root / folder) for folder in ("imagesTr", "labelsTr"))
-    channels: dict[str, dict[int, Path]] = {}
+    numbered: dict[str, dict[int, Path]] = {}
     for name, path in images.items():
         if match := CHANNEL.fullmatch(name):
-            channels.setdefault(match[1], {})[int(match[2])] = path
+            numbered.setdefault(match[1], {})[int(match[2])] = path
     sources: list[CaseSource] = []
     used, paired = set(), set()
     for name, label in labels.items():
         if name in images:
             files = (images[name],)
         else:
-            found = channels.get(name, {})
+            found = numbered.get(name, {})
             files = tuple(found[index] for index in sorted(found))
             if sorted(found) != list(range(len(found))):
                 raise MedsegError(f"case {name}: has the channels {sorted(found)}, one is missing.")
@@ -211,7 +216,7 @@ def find_cases(root: Path, channels_in_file: bool = False, unit: str = "") -> li
             used.update(files)
             paired.add(name)
             case = _case_name(name)
-            details = {"channels_in_file": channels_in_file, "unit": unit}
+            details = {"channels": channels, "unit": unit}
             sources.append(CaseSource(case, case, (*files, label), details=details))
     _tell("labels without an image, left out", [n for n in labels if n not in paired])
     _tell("images without a label, left out", [n for n, p in images.items() if p not in used])

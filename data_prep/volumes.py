@@ -35,9 +35,9 @@ def read_nifti_case(
         MedsegError: channels or label that do not lie on the grid of the first channel.
     """
     *paths, label_path = source.files
-    many = source.details.get("channels_in_file", False)
+    declared = source.details.get("channels", 0)
     *volumes, label = in_threads(
-        lambda path: read_nifti(path, channels=many and path != label_path), source.files
+        lambda path: read_nifti(path, channels=declared > 1 and path != label_path), source.files
     )
     first = volumes[0]
     for path, volume in (*zip(paths[1:], volumes[1:], strict=True), (label_path, label)):
@@ -48,6 +48,12 @@ def read_nifti_case(
         for volume in volumes
         for index in range(volume.array.shape[3] if volume.array.ndim == 4 else 1)
     ]
+    if declared and len(channels) != declared:
+        raise MedsegError(
+            f"{paths[0]}: case {source.name} has {len(channels)} channel"
+            f"{'s' * (len(channels) > 1)}, dataset.json declares {declared}. Complete the case, or "
+            "repair dataset.json."
+        )
     image = channels[0] if len(channels) == 1 else np.stack(channels, axis=-1)
     mask = geometry.from_source(chosen_labels(as_labels(label_path, label.array), labels))
     is_hu = source.details.get("unit") == "HU"

@@ -112,9 +112,13 @@ def require_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < size:
         raise MedsegError(
-            f"{folder}: {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on its "
-            "disk. Free some space, or choose a folder on another disk."
+            f"{folder}: {_amount(size)} are needed and {_amount(free)} are free on its disk. Free "
+            "some space, or choose a folder on another disk."
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def require_writable(folder: Path) -> None:

@@ -114,6 +114,9 @@ class SliceDataModule(L.LightningDataModule):
         used = (*splits.train, *splits.val, *splits.test)
         self.position: Position = {"epoch": 0, "batch": 0}
         self.channels = check_uniform(store, used, image)
+        for case in used:  # a damaged file is told now, not after an hour
+            store.image(case)
+            store.mask(case)
         for case in {store.row(case).dtype: case for case in used}.values():
             intensity_limits(image, store, case)
         self.train = SliceDataset(

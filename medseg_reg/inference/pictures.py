@@ -81,8 +81,9 @@ def write_panels(
     if scores.empty:
         scores = means
     chosen = {"best": len(scores) - 1, "median": len(scores) // 2, "worst": 0}
-    # With one or two cases some of the three are the same.
-    chosen = {label: position for position, label in {v: k for k, v in chosen.items()}.items()}
+    # With one or two cases some of the three are the same; the first name counts.
+    named = {position: label for label, position in reversed(chosen.items())}
+    chosen = {label: position for position, label in sorted(named.items(), reverse=True)}
     size = (9, 3.2 * len(chosen))
     figure, grid = pyplot.subplots(
         len(chosen), 3, figsize=size, layout="constrained", squeeze=False

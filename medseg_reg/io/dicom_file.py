@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ MULTI_FRAME_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.4.4",
 }
 _WITHOUT_MODALITY = {"1.2.840.10008.1.3.10": "DICOMDIR"}
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 AIR_HU = -1024
 _NATIVE = {
     ImplicitVRLittleEndian: "<",
@@ -142,9 +144,18 @@ def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
     """
     content = path.read_bytes() if content is None else content
     if content[128:132] != b"DICM" and not _looks_like_dicom(content):
+        if path.suffix.lower() in DICOM_SUFFIXES:
+            # Left out silently, a damaged slice at the end of a series would shorten the volume.
+            raise MedsegError(
+                f"{path}: {'is empty' if not content else 'holds no DICOM'}, though its name says "
+                "DICOM. Download it again, or remove it."
+            )
         return "not DICOM"
     try:
-        dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=_WANTED, force=True)
+        with warnings.catch_warnings():
+            # pydicom warns of a compressed image that is cut off, and then finds no tag at all.
+            warnings.filterwarnings("error", message="End of (file|input) reached")
+            dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=_WANTED, force=True)
     except Exception as error:
         raise MedsegError(
             f"{path}: the DICOM file is damaged ({type(error).__name__}: {error}). Download it "

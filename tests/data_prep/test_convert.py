@@ -315,7 +315,7 @@ class TestDisk:
 
     def test_too_little_space_for_the_sources_is_told_at_once(self, source, monkeypatch) -> None:
         self.free(monkeypatch, 100)
-        with pytest.raises(MedsegError, match=r"GB are needed and 0\.0 GB are free"):
+        with pytest.raises(MedsegError, match=r"MB are needed and 0\.0 MB are free"):
             convert(source)
         assert {path.name for path in source.parent.iterdir()} == {"task"}
 

@@ -256,6 +256,12 @@ class TestChannels:
         source = dataset(tmp_path / "task", images, self.BOTH, {"a": label()})
         assert "case a: has the channels [0, 2], one is missing" in refused(source)
 
+    def test_a_channel_that_is_declared_and_nowhere_there_is_told(self, tmp_path: Path) -> None:
+        source = dataset(tmp_path / "task", {"a_0000": volume()}, self.BOTH, {"a": label()})
+        message = refused(source)
+        assert "case a has 1 channel, dataset.json declares 2" in message
+        assert "a_0000.nii.gz" in message
+
     def test_cases_of_unequal_channels_are_told(self, tmp_path: Path) -> None:
         images = {"a_0000": volume(), "a_0001": volume(), "b_0000": volume()}
         source = dataset(tmp_path / "task", images, self.BOTH, {"a": label(), "b": label()})

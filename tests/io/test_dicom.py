@@ -191,7 +191,7 @@ class TestFiles:
         )  # fmt: skip
         write_series(ramp[:1], name=lambda i: "single", SeriesInstanceUID="9.9")
         (folder / "LICENSE").write_text("free")
-        (folder / "empty.dcm").touch()
+        (folder / "empty").touch()
         (folder / ".DS_Store").write_bytes(b"\x08\x00\x05\x00 hidden")
         volume = read(folder)
         assert volume.array.shape == (12, 10, 6)
@@ -206,6 +206,15 @@ class TestFiles:
     def test_a_folder_without_slices_says_what_is_there(self, tmp_path: Path, content) -> None:
         (tmp_path / "file").write_bytes(content)
         assert "holds no series of CT or MR slices (0 slices, 1 x not DICOM)" in refused(tmp_path)
+
+    @pytest.mark.parametrize(("content", "found"), [(b"", "is empty"), (b"x" * 999, "holds no")])
+    def test_a_damaged_slice_at_the_end_of_a_series_is_named(
+        self, write_series: Write, content: bytes, found: str
+    ) -> None:
+        folder = write_series()
+        last = sorted(folder.glob("*.dcm"))[-1]
+        last.write_bytes(content)
+        assert f"{last}: {found}" in refused(folder)
 
     def test_a_folder_that_is_missing_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(MedsegError, match="nowhere: is not a folder"):
