@@ -145,7 +145,8 @@ def test_a_network_loaded_in_another_process_keeps_its_layers(tmp_path: Path) ->
     count = str(len(inserted(network)))
     assert done.stdout.split() == [count, count, "0"]
     torch.manual_seed(0)
-    assert torch.equal(torch.load(paths[2]), network(x))
+    # Not to the last bit: the other process may share its work among other threads.
+    torch.testing.assert_close(torch.load(paths[2]), network(x))
 
 
 def test_weights_alone_are_saved_as_of_the_plain_network() -> None:
