@@ -152,6 +152,8 @@ class ErrorSpec(Closed):
     def _something_to_minimise(self) -> ErrorSpec:
         if self.ce + self.dice + self.ssim == 0:
             raise ValueError("all weights are 0; give at least one of ce, dice, ssim a weight")
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError("class_weights are all 0; give at least one class a weight")
         return self
 
 

@@ -58,6 +58,7 @@ def fit(config: Config) -> RunDirectory:
         run.prepare(config)
         run.require_data(store)
         return run
+    fresh = not run.path.exists()
     splits = run.splits(store) or make_splits(store, config.data.split)
     data = data_module(config, store, splits)
     facts = DataFacts.of(store, data.channels)
@@ -72,18 +73,27 @@ def fit(config: Config) -> RunDirectory:
     if rank_zero_only.rank == 0:
         if not report.exists():
             measure(network, example, placements)
+        data.train_dataloader()
+        # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
+        require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
         # All that can be wrong has been looked at: from here on, files are written.
         run.prepare(config)
         run.begin(facts, store)
-        # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
-        require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
         splits.write(run.path / "splits.json")
         if not report.exists():
             write_json(report, [p.as_dict() for p in placements])
     else:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
-    _train(run, config, module, data, RegularizationControl(network, entries, config.seed))
+    try:
+        _train(run, config, module, data, RegularizationControl(network, entries, config.seed))
+    except Interrupted:
+        raise
+    except MedsegError:
+        # Nothing to go on from: leave no run behind that refuses a repaired configuration.
+        if fresh and rank_zero_only.rank == 0 and not any(run.checkpoints.glob("*.ckpt")):
+            shutil.rmtree(run.path)
+        raise
     return run
 
 

@@ -191,5 +191,5 @@ class SegmentationModule(L.LightningModule):
         return (
             f"epoch {self.current_epoch + 1}: the loss is not a finite number {where}. "
             "Lower optimizer.lr, set regularization.optimization.gradient_clip, or use "
-            "training.precision=32. The last checkpoint is kept."
+            "training.precision=32. Checkpoints of earlier epochs are kept."
         )

@@ -128,15 +128,16 @@ class RunDirectory:
         existing = self.path / "config.yaml"
         if existing.exists():
             self._require_same(config, existing)
-            return
-        if self.path.exists() and any(self.path.iterdir()):
-            raise MedsegError(
-                f"{self.path}: exists and is not a run directory. Choose another with "
-                "`run=DIR`; nothing was touched."
-            )
-        require_writable(self.path)
+        else:
+            # A run that was killed just here has left half a configuration, which is hidden.
+            if self.path.exists() and not all(p.name[0] == "." for p in self.path.iterdir()):
+                raise MedsegError(
+                    f"{self.path}: exists and is not a run directory. Choose another with "
+                    "`run=DIR`; nothing was touched."
+                )
+            require_writable(self.path)
+            write_text(existing, config.to_yaml())
         self.checkpoints.mkdir(exist_ok=True)
-        write_text(existing, config.to_yaml())
 
     def _require_same(self, config: Config, existing: Path) -> None:
         # Read by the models, so that keys which came after the run have their defaults.

@@ -26,6 +26,7 @@ from medseg_reg.io.nifti import is_nifti_name, read_nifti, write_nifti
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npz", ".npy")
+MASKS = ("_seg", "_mask", "_label")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def find_inputs(source: Path, output: Path, facts: DataFacts) -> list[Input]:
 
 def _listed(source: Path, output: Path, facts: DataFacts) -> list[Input]:
     if (source / "manifest.json").exists():
-        return list(_store(SliceStore(source), output))
+        store = SliceStore(source)
+        _require_same_unit(store, facts)
+        return list(_store(store, output))
     if source.is_file():
         files = [source]
     else:
@@ -79,12 +82,36 @@ def _listed(source: Path, output: Path, facts: DataFacts) -> list[Input]:
     volumes = [path for path in files if is_nifti_name(path.name)]
     if volumes:
         return [_nifti(path, _volume_target(output, path, len(volumes)), facts) for path in volumes]
-    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    pictures = _without_masks([path for path in files if path.suffix.lower() in PICTURES])
     if pictures:
         return [_picture(path, output / f"{path.stem}.png", facts) for path in pictures]
     if source.is_file():
         raise MedsegError(f"{source}: is neither NIfTI nor a picture. For DICOM give its folder.")
     return [_dicom(source, _volume_target(output, source, 1), facts)]
+
+
+def _require_same_unit(store: SliceStore, facts: DataFacts) -> None:
+    """Refuse pixels of another unit: a window in HU makes nonsense of gray values."""
+    unit = store.manifest.description.unit
+    if (unit == "HU") != (facts.unit == "HU"):
+        raise MedsegError(
+            f"{store.path}: holds pixels in '{unit}', the run was trained on '{facts.unit}'. "
+            "Predict with a run that was trained on such data."
+        )
+
+
+def _without_masks(pictures: list[Path]) -> list[Path]:
+    """Leave out masks that lie beside their images, as those of BAGLS do."""
+    stems = {path.stem for path in pictures}
+    masks = [
+        p
+        for p in pictures
+        if any(p.stem.removesuffix(end) in stems for end in MASKS if p.stem.endswith(end))
+    ]
+    if masks:
+        shown = f"{masks[0].name}{' ...' if len(masks) > 1 else ''}"
+        print(f"left out: {len(masks)} masks of images beside them ({shown})")
+    return [path for path in pictures if path not in set(masks)]
 
 
 def _check_targets(inputs: list[Input]) -> None:

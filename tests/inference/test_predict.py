@@ -359,3 +359,27 @@ def test_inference_mode_does_not_leak_between_batches():
     for _, scores in predictor._batches(np.zeros((2, 8, 8), np.uint8), "scan"):
         assert not torch.is_inference_mode_enabled()
         assert not scores.requires_grad
+
+
+def test_pixels_of_another_unit_are_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", cases=1, slices=2, size=32)
+    facts = facts_of(store, unit="HU")
+    with pytest.raises(MedsegError, match="the run was trained on 'HU'"):
+        find_inputs(store.path, tmp_path / "out", facts)
+
+
+def test_masks_beside_their_images_are_not_predicted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for name in ("0", "0_seg", "1", "1_seg", "b_seg"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(frames / f"{name}.png")
+    store = make_store(tmp_path / "store", cases=1, slices=2, size=32)
+    inputs = find_inputs(frames, tmp_path / "out", facts_of(store))
+    assert [one.name for one in inputs] == ["0.png", "1.png", "b_seg.png"]
+    assert "2 masks" in capsys.readouterr().out
+
+
+def facts_of(store: SliceStore, **changes: object) -> DataFacts:
+    return DataFacts.of(store, 1).model_copy(update=changes)
