@@ -37,9 +37,14 @@ from medseg_reg.losses import MixedLoss
 from medseg_reg.metrics import dice
 
 
+def widths_of(config: Config) -> tuple[int, ...]:
+    """Return the feature maps of each level."""
+    return tuple(config.network.arguments.get("channels", ()))
+
+
 def basic_unet(config: Config, channels: int, classes: int) -> BasicUNet:
     """Return a BasicUNet with the feature maps of the configuration's U-Net."""
-    widths = config.network.channels
+    widths = widths_of(config)
     if len(widths) == 4:
         # BasicUNet has five levels: its first two share the width of level 0.
         widths = (widths[0], *widths)
@@ -64,7 +69,9 @@ def require_reproduced(config: Config) -> None:
         "optimization.select last": groups.optimization.select != "best",
         "training.accumulate": training.accumulate > 1,
         "training.validate_every": training.validate_every > 1,
-        "network.channels of other than 4 or 5 levels": len(config.network.channels) not in (4, 5),
+        f"network.name {config.network.name}": config.network.name != "unet",
+        "network.channels of other than 4 or 5 levels": len(widths_of(config)) not in (4, 5),
+        "network.pretrained": config.network.pretrained is not None,
     }
     found = [name for name, given in left_out.items() if given]
     if found:

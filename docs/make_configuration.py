@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from medseg_reg.config import Config
+from medseg_reg.config_network import FOREIGN_NAMES, OWN_NAMES
 from medseg_reg.data.augment import TRANSFORMS
 from medseg_reg.regularizers import regularizer_names
 
@@ -65,14 +66,27 @@ MEANINGS = {
     "data.batch_size": "Slices in a batch of one process. The Dice loss is pooled over a batch: "
     "compare runs at equal batch size.",
     "data.workers": "Processes that load data; 0 loads in the training process.",
-    "network.name": "The network.",
-    "network.channels": "Feature maps of each level; the last is the bottleneck.",
+    "network.name": "The network; see [networks](networks.md). A name with a point is of another "
+    "package, and its own arguments stand beside it.",
+    "network.channels": "Feature maps of each level; the last is the bottleneck. At least three "
+    "levels for `attention_unet`.",
     "network.norm": "Normalization after each convolution.",
     "network.activation": "Activation.",
-    "network.upsample": "`deconv` is a transposed convolution, `nontrainable` a 1x1 "
-    "convolution and linear interpolation.",
+    "network.upsample": "`deconv` is a transposed convolution, in `unet3plus` of each map by "
+    "itself; `nontrainable` is linear interpolation, and a 1x1 convolution before it where the "
+    "numbers of maps differ. The default of `unet3plus` is `nontrainable`.",
     "network.head": "`softmax` has one output for each class; `sigmoid` has one output, for two "
-    "classes.",
+    "classes. Of every network.",
+    "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
+    "[networks](networks.md#pretrained-weights). Of every network.",
+    "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "
+    "what fits is loaded. Of every network.",
+    "network.gate_full_resolution": "For `attention_unet`: whether the first skip connection has "
+    "a gate too.",
+    "network.cat_channels": "For `unet3plus`: width of each map that a decoder node joins.",
+    "network.deep_supervision": "For `unet3plus`: whether the outputs of all levels are trained.",
+    "network.classification_guided": "For `unet3plus`: whether it is trained to say which classes "
+    "a slice shows, and then takes the others out.",
     "regularization.data": "Group 1, data: albumentations transforms in their order. See "
     "[below](#augmentation).",
     "regularization.data[].name": "The transform. Its own arguments stand beside it.",
@@ -182,25 +196,29 @@ SECTIONS = {
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key with its field; `[]` stands for the entries of a list."""
+    """Yield every key with its field; `[]` stands for the entries of a list.
+
+    Of a union of groups every key comes once, with the field of the first that has it.
+    """
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
-        inner, is_list = _group(field.annotation)
-        if inner is None or is_list or _optional(field.annotation):
+        groups, is_list = _groups(field.annotation)
+        if not groups or is_list or _optional(field.annotation):
             yield key, field
-        if inner is not None:
-            yield from keys(inner, f"{key}[]." if is_list else f"{key}.")
+        seen: set[str] = set()
+        for group in groups:
+            for inner, one in keys(group, f"{key}[]." if is_list else f"{key}."):
+                if inner not in seen:
+                    yield inner, one
+                seen.add(inner)
 
 
-def _group(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """Return the model in an annotation, and whether it is the entry of a list."""
+def _groups(annotation: Any) -> tuple[list[type[BaseModel]], bool]:
+    """Return the models in an annotation, and whether they are the entries of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    for argument in typing.get_args(annotation):
-        found, _ = _group(argument)
-        if found is not None:
-            return found, typing.get_origin(annotation) is tuple
-    return None, False
+        return [annotation], False
+    found = [model for argument in typing.get_args(annotation) for model in _groups(argument)[0]]
+    return found, bool(found) and typing.get_origin(annotation) is tuple
 
 
 def _optional(annotation: Any) -> bool:
@@ -276,6 +294,8 @@ def page() -> str:
         for key, field in found.items():
             if (key.split(".")[0] if "." in key else "") == section:
                 values = values_of(field.annotation, field.metadata)
+                if key == "network.name":
+                    values = ", ".join(f"`{name}`" for name in (*OWN_NAMES, *FOREIGN_NAMES))
                 lines.append(f"| `{key}` | {values} | {default_of(field)} | {MEANINGS[key]} |")
         lines.append("")
     return "\n".join([*lines, _choices()])

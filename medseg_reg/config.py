@@ -25,6 +25,7 @@ from medseg_reg.config_file import (
     with_overrides,
     write_yaml,
 )
+from medseg_reg.config_network import NetworkSpec, UNetSpec
 from medseg_reg.config_regularization import RegularizationSpec
 from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.sampling import SamplingSpec
@@ -51,17 +52,6 @@ class DataSpec(Closed):
     sampling: SamplingSpec = SamplingSpec()
     batch_size: Positive = 8
     workers: int = Field(0, ge=0)
-
-
-class NetworkSpec(Closed):
-    """The network."""
-
-    name: Literal["unet"] = "unet"
-    channels: tuple[Positive, ...] = Field((32, 64, 128, 256, 512), min_length=2)
-    norm: Literal["batch", "instance"] = "batch"
-    activation: Literal["relu", "leakyrelu", "prelu", "gelu", "swish"] = "relu"
-    upsample: Literal["deconv", "nontrainable"] = "deconv"
-    head: Literal["softmax", "sigmoid"] = "softmax"
 
 
 class OptimizerSpec(Closed):
@@ -133,7 +123,7 @@ class Config(Closed):
     run: str = "runs/{name}"
     seed: int = Field(0, ge=0, lt=2**32)
     data: DataSpec
-    network: NetworkSpec = NetworkSpec()
+    network: NetworkSpec = UNetSpec()
     regularization: RegularizationSpec = RegularizationSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from medseg_reg.errors import MedsegError, nearest
@@ -156,19 +156,18 @@ def explain(error: ValidationError, model: type[BaseModel], origin: str, places:
     """Turn the first three mistakes of a validation into lines that name key, value and mend."""
     shown = []
     for mistake in error.errors()[:3]:
-        key = _written_key(mistake["loc"], model)
+        key, fields = _written_key(mistake["loc"], model)
         parts = (key[:n] for n in range(len(key), 0, -1))
         where = next((places[part] for part in parts if part in places), origin)
-        shown.append(f"{where}: {_mistake(mistake, key, model)}")
+        shown.append(f"{where}: {_mistake(mistake, key, list(fields))}")
     if error.error_count() > 3:
         shown[-1] += f" (and {error.error_count() - 3} more)"
     return "\n".join(shown)
 
 
-def _mistake(mistake: Any, key: Key, model: type[BaseModel]) -> str:
+def _mistake(mistake: Any, key: Key, choices: list[str]) -> str:
     name = _dotted(key) or "the configuration"
     if mistake["type"] == "extra_forbidden":
-        choices = list(_fields(model, key[:-1]))
         return (
             f"unknown key '{name}'.{nearest(str(key[-1]), choices)} "
             f"Known here: {', '.join(choices)}."
@@ -188,30 +187,39 @@ def _mistake(mistake: Any, key: Key, model: type[BaseModel]) -> str:
     return f"'{name}': {text}{shown}.{hint}"
 
 
-def _written_key(location: tuple[str | int, ...], model: type[BaseModel]) -> Key:
-    """Drop what pydantic adds to a location (the names of union members) to get the key."""
+def _written_key(
+    location: tuple[str | int, ...], model: type[BaseModel]
+) -> tuple[Key, dict[str, Any]]:
+    """Return the key of a location, and the fields of the group in which its last part lies.
+
+    What pydantic adds to a location, the names of union members, is dropped.
+    """
     key: list[str | int] = []
-    for part in location:
-        if isinstance(part, int) or part in _fields(model, tuple(key)) or part is location[-1]:
-            key.append(part)
-    return tuple(key)
-
-
-def _fields(model: type[BaseModel], key: Key) -> dict[str, Any]:
-    """Return the fields of the group of settings that lies at a key."""
     annotation: Any = model
-    for part in key:
-        found = _model_in(annotation)
-        if found is None:
-            return {}
-        if isinstance(part, int):
+    fields: dict[str, Any] = {}
+    for part in location:
+        if part in (tagged := _tagged(annotation)):
+            annotation = tagged[part]
             continue
-        field = found.model_fields.get(part)
-        if field is None:
-            return {}
-        annotation = field.annotation
-    found = _model_in(annotation)
-    return dict(found.model_fields) if found else {}
+        found = _model_in(annotation)
+        known = dict(found.model_fields) if found else {}
+        if isinstance(part, int):
+            key.append(part)
+        elif part in known or part is location[-1]:
+            key.append(part)
+            fields = known
+            annotation = known[part].annotation if part in known else None
+    return tuple(key), fields
+
+
+def _tagged(annotation: Any) -> dict[str | int, Any]:
+    """Return the members of a union that have tags, by these."""
+    return {
+        one.tag: member
+        for member in typing.get_args(annotation)
+        for one in getattr(member, "__metadata__", ())
+        if isinstance(one, Tag)
+    }
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

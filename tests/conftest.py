@@ -33,3 +33,12 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run first what forks: after other tests a process may hold threads that a fork harms."""
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith(("tests/test_resume", "tests/regularizers/test_import"))
+        )
+    )

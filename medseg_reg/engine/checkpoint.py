@@ -272,7 +272,13 @@ def _of_all_processes(trainer: L.Trainer, own: Tensor) -> Tensor:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the weights of a network as safetensors, whole or not at all."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in network.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        # A tensor that a network has under two names (MONAI's DynUNet) is written twice.
+        weights[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
     write_bytes(path, save(weights))
 
 

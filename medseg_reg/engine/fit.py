@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medseg_reg.config import Config
+from medseg_reg.config_network import ForeignSpec
 from medseg_reg.data.module import SliceDataModule
 from medseg_reg.data.splits import Splits, make_splits
 from medseg_reg.data.store import SliceStore
@@ -32,14 +34,14 @@ from medseg_reg.engine.checkpoint import (
 from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.module import SegmentationModule
-from medseg_reg.engine.network import build_run_network
+from medseg_reg.engine.network import build_run_network, load_run_pretrained
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
-from medseg_reg.files import replacing, require_space, wait_for, write_json
+from medseg_reg.files import replacing, require_space, sha256_of, wait_for, write_json
 from medseg_reg.insertion import measure
 from medseg_reg.losses import MixedLoss
 from medseg_reg.networks.build import check_input_size, parameter_count
@@ -66,10 +68,14 @@ def fit(config: Config) -> RunDirectory:
     network, entries = build_run_network(config, facts)
     placements = [placement for entry in entries for placement in entry.placements]
     example = data.train[0]["image"][None]
-    check_input_size(network, tuple(example.shape[2:]), config.network.norm, config.data.batch_size)
+    check_input_size(network, facts.channels, tuple(example.shape[2:]), config.data.batch_size)
     loss = _loss(config, len(facts.classes))
     choose_precision(config.training.precision, choose_accelerator(config.training.accelerator))
     report = run.path / "placement.json"
+    # A run that goes on has its weights in its checkpoint.
+    pretrained = None
+    if not any(run.checkpoints.glob("*.ckpt")):
+        pretrained = load_run_pretrained(network, config)
     if rank_zero_only.rank == 0:
         if not report.exists():
             measure(network, example, placements)
@@ -82,6 +88,10 @@ def fit(config: Config) -> RunDirectory:
         splits.write(run.path / "splits.json")
         if not report.exists():
             write_json(report, [p.as_dict() for p in placements])
+        if pretrained is not None:
+            print(f"pretrained: {pretrained}")
+            digest = sha256_of(Path(pretrained.file))
+            write_json(run.path / "pretrained.json", {**pretrained.as_dict(), "sha256": digest})
     else:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
@@ -185,7 +195,7 @@ def make_trainer(run: RunDirectory, config: Config, own: Sequence[Callback]) -> 
         accelerator=accelerator,
         devices=spec.devices,
         num_nodes=spec.num_nodes,
-        strategy="ddp" if spec.devices * spec.num_nodes > 1 else "auto",
+        strategy=_strategy(config),
         precision=choose_precision(spec.precision, accelerator),
         max_epochs=spec.epochs,
         accumulate_grad_batches=spec.accumulate,
@@ -201,6 +211,14 @@ def make_trainer(run: RunDirectory, config: Config, own: Sequence[Callback]) -> 
         enable_progress_bar=spec.progress,
         enable_model_summary=False,
     )
+
+
+def _strategy(config: Config) -> str:
+    if config.training.devices * config.training.num_nodes == 1:
+        return "auto"
+    # Some have stages of an encoder that their decoder does not read.
+    foreign = isinstance(config.network, ForeignSpec)
+    return "ddp_find_unused_parameters_true" if foreign else "ddp"
 
 
 def _loss(config: Config, classes: int) -> MixedLoss:

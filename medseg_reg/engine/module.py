@@ -16,6 +16,7 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.losses import MixedLoss
 from medseg_reg.metrics import confusion_counts, dice, iou
 from medseg_reg.networks.build import predicted_labels
+from medseg_reg.networks.guided import GuidedLogits, presence_loss
 
 # Batches between two looks at the loss on an accelerator.
 CHECK_EVERY = 10
@@ -33,8 +34,9 @@ class SegmentationModule(L.LightningModule):
     resolution; the final evaluation scores at the resolution of the source.
 
     Args:
-        network: maps images (B, C, H, W) to logits (B, K, H, W).
-        loss: the loss of logits and labels.
+        network: maps images (B, C, H, W) to logits (B, K, H, W); in training also to a list of
+            them, for deep supervision, or to `GuidedLogits`.
+        loss: the loss of logits, or of a list of logits, and labels.
         config: the run's configuration.
         val_cases: names of the validation cases, in the order of their indices.
         classes: number of classes, the background counted.
@@ -83,9 +85,9 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; stop the run if it is not a number."""
-        logits = self.network(self._image(batch))
+        output = self.network(self._image(batch))
         try:
-            loss: Tensor = self.loss(logits, batch["mask"])
+            loss = self._loss_of(output, batch["mask"])
         except ValueError as error:
             raise MedsegError(
                 f"{self._shown(batch)}: {error}. `python -m medseg_reg.data.verify` tells which "
@@ -100,6 +102,14 @@ class SegmentationModule(L.LightningModule):
         ):
             raise MedsegError(self._not_finite(batch if on_cpu else None))
         return loss if self.l1 == 0 else loss + self.l1_penalty()
+
+    def _loss_of(self, output: Any, labels: Tensor) -> Tensor:
+        """Return the loss of what the network returned: logits, of several levels, or guided."""
+        if isinstance(output, GuidedLogits):
+            # Added without a weight, as in the paper.
+            return self._loss_of(output.logits, labels) + presence_loss(output.presence, labels)
+        loss: Tensor = self.loss(output, labels)
+        return loss
 
     def l1_penalty(self) -> Tensor:
         """Return l1 * sum |w| over the weights of convolutions."""

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from medseg_reg.config import Config
+from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.engine.checkpoint import load_weights
 from medseg_reg.engine.layer_memory import load_memory
 from medseg_reg.engine.rates import PlacedEntry, apply_depth_ramp
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.insertion import Placement, place
-from medseg_reg.networks.build import build_network
-from medseg_reg.networks.unet import UNet
+from medseg_reg.insertion import Placement, insert, place, slots
+from medseg_reg.networks.build import Network, build_network, check_input_size, usual_size
+from medseg_reg.networks.pretrained import PretrainedReport, load_pretrained
 from medseg_reg.regularizers.protocols import LabelReader
 
 
-def build_run_network(config: Config, facts: DataFacts) -> tuple[UNet, list[PlacedEntry]]:
+def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[PlacedEntry]]:
     """Build the network of a configuration and put its regularizers into their places.
 
+    Its weights are new; see `load_run_pretrained`.
+
     Raises:
-        MedsegError: a regularizer, a place or a ramp is wrong.
+        MedsegError: the network, a regularizer, a place or a ramp is wrong.
     """
     spec = config.network
+    arguments: dict[str, Any] = spec.arguments
     network = build_network(
         in_channels=facts.channels,
         classes=len(facts.classes),
         head=spec.head,
-        channels=spec.channels,
-        norm=spec.norm,
-        activation=spec.activation,
-        upsample=spec.upsample,
+        name=spec.name,
+        **arguments,
     )
-    size = (1, facts.channels, *(config.data.image.size or (2 * network.factor,) * 2))
+    size = (1, facts.channels, *(config.data.image.size or usual_size(network)))
+    check_input_size(network, facts.channels, size[2:])
     entries = []
     for number, layer in enumerate(config.regularization.architecture):
-        placements = place(network, layer.name, layer.places, layer.parameters)
+        placements = _placed(network, layer, size)
         p = placements[0].p
         if layer.depth_ramp is not None:
             apply_depth_ramp(network, placements, layer.depth_ramp, size)
@@ -44,8 +50,35 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[UNet, list[Plac
     return network, entries
 
 
+def _placed(network: Network, layer: LayerSpec, size: Sequence[int]) -> Sequence[Placement]:
+    """Put the layers of one entry into their places."""
+    if slots(network):
+        return place(network, layer.name, layer.places, layer.parameters)
+    # Noise, not the run's own image, so that a finished run finds the same places without data.
+    example = torch.rand(*size, generator=torch.Generator().manual_seed(0))
+    report = insert(network, layer.name, layer.places, example=example, **layer.parameters)
+    if report.note:
+        print(f"note: {layer.name}: {report.note}")
+    return report
+
+
+def load_run_pretrained(network: Network, config: Config) -> PretrainedReport | None:
+    """Load the pretrained weights that a configuration names, if it names any.
+
+    Raises:
+        MedsegError: the file cannot be read, or does not fit.
+    """
+    spec = config.network
+    strict = spec.pretrained_strict
+    if spec.encoder_weights is not None:
+        return load_pretrained(network, spec.encoder_weights, strict=strict, part="encoder")
+    if spec.pretrained is not None:
+        return load_pretrained(network, spec.pretrained, strict=strict)
+    return None
+
+
 def _check_classes(
-    network: UNet, placements: Sequence[Placement], number: int, facts: DataFacts
+    network: Network, placements: Sequence[Placement], number: int, facts: DataFacts
 ) -> None:
     """Refuse a layer that reads labels of another number of classes: it would leave some out."""
     names, key = facts.classes, f"regularization.architecture.{number}"
@@ -58,7 +91,7 @@ def _check_classes(
             )
 
 
-def load_run_network(run: RunDirectory) -> UNet:
+def load_run_network(run: RunDirectory) -> Network:
     """Return the trained network of a finished run, in evaluation mode.
 
     Raises:

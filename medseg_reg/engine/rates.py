@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.func import functional_call
 
 from medseg_reg.config_regularization import DepthRampSpec, LayerSpec, RateScheduleSpec
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import Placement
+from medseg_reg.networks.shapes import run_on_shape
 
 
 def rate_factor(spec: RateScheduleSpec, t: float) -> float:
@@ -117,17 +116,11 @@ def in_order_of_flow(
         )
         for placement in placements
     ]
-    modes = {module: module.training for module in network.modules()}
-    shapes = {name: value.to("meta") for name, value in _tensors(network)}
     try:
-        network.eval()
-        with torch.no_grad():
-            functional_call(network, shapes, (torch.empty(*size, device="meta"),))
+        run_on_shape(network, size, values=True)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     for placement in placements:
         if placement.path not in met:
             raise MedsegError(
@@ -136,7 +129,3 @@ def in_order_of_flow(
             )
     order = list(met)
     return sorted(placements, key=lambda placement: order.index(placement.path))
-
-
-def _tensors(network: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*network.named_parameters(), *network.named_buffers()]

@@ -22,6 +22,7 @@ from medseg_reg.files import read_json, replacing, sha256_of, write_json
 from medseg_reg.inference.pictures import write_curves, write_panels
 from medseg_reg.inference.predictor import Predictor
 from medseg_reg.metrics import EmptyPolicy, bootstrap_interval, confusion_counts, dice, iou
+from medseg_reg.networks.summary import summarize
 
 Part = Literal["test", "val", "train"]
 
@@ -63,6 +64,7 @@ def evaluate(
     if done.exists() and (summary := read_json(done)).items() >= stamp.items():
         return dict(summary)
     facts = run.data_facts()
+    shape = (1, facts.channels, *(config.data.image.size or store.row(cases[0]).shape[1:3]))
     predictor = Predictor(
         network,
         config.data.image,
@@ -81,6 +83,7 @@ def evaluate(
         "notes": notes,
         "valid_for_reporting": not invalid,
         "cases": list(cases),
+        "network": {"name": config.network.name, **summarize(network, shape).numbers()},
         **summarise(per_case, per_slice, config),
         "environment": environment(),
     }

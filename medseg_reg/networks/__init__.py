@@ -1,5 +1,8 @@
 """Segmentation networks with explicit places for regularizers."""
 
+from medseg_reg.networks.attention_unet import AttentionUNet
+from medseg_reg.networks.guided import GuidedLogits, presence_loss
 from medseg_reg.networks.unet import UNet
+from medseg_reg.networks.unet3plus import UNet3Plus
 
-__all__ = ["UNet"]
+__all__ = ["AttentionUNet", "GuidedLogits", "UNet", "UNet3Plus", "presence_loss"]

@@ -11,6 +11,34 @@ from torch import nn
 from medseg_reg.insertion.slots import Slot
 
 
+def convolution(spatial_dims: int, in_channels: int, out_channels: int, norm: str) -> nn.Module:
+    """Return a 3x3 convolution that keeps the size and is followed by a normalization."""
+    # A bias before batch or instance normalization is subtracted again.
+    biased = norm not in ("batch", "instance")
+    conv = Conv[Conv.CONV, spatial_dims]
+    layer: nn.Module = conv(in_channels, out_channels, 3, padding=1, bias=biased)
+    return layer
+
+
+def normalization(spatial_dims: int, channels: int, norm: str) -> nn.Module:
+    """Return a normalization by MONAI's name, with scale and shift."""
+    # torch leaves them out of instance normalization by default.
+    named = ("instance", {"affine": True}) if norm == "instance" else norm
+    layer: nn.Module = get_norm_layer(named, spatial_dims, channels)
+    return layer
+
+
+def conv_norm_act(
+    spatial_dims: int, in_channels: int, out_channels: int, norm: str, activation: str
+) -> nn.Sequential:
+    """Return one convolution with normalization and activation."""
+    return nn.Sequential(
+        convolution(spatial_dims, in_channels, out_channels, norm),
+        normalization(spatial_dims, out_channels, norm),
+        get_act_layer(activation),
+    )
+
+
 class ConvBlock(nn.Module):
     """Two convolutions, each with normalization and activation.
 
@@ -29,15 +57,12 @@ class ConvBlock(nn.Module):
         self, spatial_dims: int, in_channels: int, out_channels: int, norm: str, activation: str
     ) -> None:
         super().__init__()
-        conv = Conv[Conv.CONV, spatial_dims]
-        # A bias before batch or instance normalization is subtracted again.
-        biased = norm not in ("batch", "instance")
-        self.conv1 = conv(in_channels, out_channels, 3, padding=1, bias=biased)
-        self.norm1 = get_norm_layer(_affine(norm), spatial_dims, out_channels)
+        self.conv1 = convolution(spatial_dims, in_channels, out_channels, norm)
+        self.norm1 = normalization(spatial_dims, out_channels, norm)
         self.act1 = get_act_layer(activation)
         self.between_convs = Slot()
-        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=biased)
-        self.norm2 = get_norm_layer(_affine(norm), spatial_dims, out_channels)
+        self.conv2 = convolution(spatial_dims, out_channels, out_channels, norm)
+        self.norm2 = normalization(spatial_dims, out_channels, norm)
         self.after_norm = Slot()
         self.act2 = get_act_layer(activation)
         self.after_block = Slot()
@@ -78,8 +103,3 @@ class UpBlock(ConvBlock):
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Join a map from below with the skip connection of twice its size."""
         return super().forward(torch.cat([skip, self.up(x)], dim=1))
-
-
-def _affine(norm: str) -> str | tuple[str, dict[str, bool]]:
-    """Give instance normalization its scale and shift, which torch leaves out by default."""
-    return ("instance", {"affine": True}) if norm == "instance" else norm

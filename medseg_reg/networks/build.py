@@ -9,45 +9,102 @@ import torch
 from torch import nn
 
 from medseg_reg.errors import MedsegError
+from medseg_reg.networks.attention_unet import AttentionUNet
+from medseg_reg.networks.foreign import ForeignNetwork, build_foreign
+from medseg_reg.networks.shapes import run_on_shape
 from medseg_reg.networks.unet import UNet
+from medseg_reg.networks.unet3plus import UNet3Plus
+
+Network = UNet | UNet3Plus | ForeignNetwork
+
+OWN: dict[str, type[UNet] | type[UNet3Plus]] = {
+    "unet": UNet,
+    "attention_unet": AttentionUNet,
+    "unet3plus": UNet3Plus,
+}
 
 
 def build_network(
-    *, in_channels: int, classes: int, head: str, channels: Sequence[int], **arguments: Any
-) -> UNet:
-    """Build the 2-D network of a run.
+    *, in_channels: int, classes: int, head: str, name: str = "unet", **arguments: Any
+) -> Network:
+    """Build the 2-D network of a run, with new weights.
 
     Args:
         in_channels: channels of the images.
         classes: number of classes, the background counted.
         head: `softmax`, one output for each class; `sigmoid`, one output, for two classes.
-        channels: feature maps of each level.
+        name: one of `OWN` or of `foreign.FOREIGN`.
         arguments: what else the network takes.
 
     Raises:
-        MedsegError: a sigmoid head for more than two classes.
+        MedsegError: a sigmoid head for more than two classes, or a foreign network that cannot be
+            built with these arguments.
     """
     if head == "sigmoid" and classes != 2:
         raise MedsegError(
             f"network.head: 'sigmoid' is for two classes, the data have {classes}. Use 'softmax'."
         )
-    return UNet(2, in_channels, 1 if head == "sigmoid" else classes, channels, **arguments)
+    outputs = 1 if head == "sigmoid" else classes
+    if name in OWN:
+        return OWN[name](2, in_channels, outputs, **arguments)
+    try:
+        return build_foreign(name, in_channels, outputs, arguments)
+    except ValueError as error:
+        raise MedsegError(f"network: {error}.") from None
 
 
-def check_input_size(network: UNet, size: Sequence[int], norm: str, batch_size: int) -> None:
-    """Refuse a size of which so little is left at the bottleneck that it cannot be normalized.
+def usual_size(network: Network) -> tuple[int, ...]:
+    """Return rows and columns of an image that a network takes."""
+    return network.size if isinstance(network, ForeignNetwork) else (2 * network.factor,) * 2
+
+
+def check_input_size(
+    network: Network, channels: int, size: Sequence[int], batch_size: int | None = None
+) -> None:
+    """Refuse a size that a network cannot take, or on which it cannot be trained.
+
+    Sizes that are not divisible are no reason: they are padded inside. But a network may have
+    been made for one size, or so little may be left at its bottleneck that it cannot be normalized.
+
+    Args:
+        network: the network.
+        channels: of the images.
+        size: rows and columns.
+        batch_size: of the training; None to look at evaluation mode alone.
 
     Raises:
-        MedsegError: names the size found and the smallest that works.
+        MedsegError: names the size found, what is wrong, and a size that works.
     """
-    if any(n > network.factor for n in size) or (norm == "batch" and batch_size > 1):
+
+    def problem(rows: int, columns: int, values: bool = False) -> str:
+        shape = (batch_size or 1, channels, rows, columns)
+        try:
+            run_on_shape(network, shape, training=batch_size is not None, values=values)
+        except Exception as error:
+            return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        return ""
+
+    rows, columns = size
+    found = problem(rows, columns, values=True)
+    if not found:
         return
-    least, found = 2 * network.factor, "x".join(map(str, size))
-    raise MedsegError(
-        f"data.image.size {found} leaves 1x1 at the bottleneck of this network, which "
-        f"network.norm '{norm}' cannot normalize with data.batch_size {batch_size}. Use at least "
-        f"{least}x{least}, or fewer network.channels."
-    )
+    # The smallest that works: padded, then ever larger; or the one that the network was made for.
+    padded = [-(-n // network.factor) * network.factor for n in size]
+    tried = [(padded[0] * n, padded[1] * n) for n in (1, 2, 3, 4, 8, 16)]
+    tried.append(tuple(usual_size(network)))  # type: ignore[arg-type]
+    works = next((one for one in tried if not problem(*one)), None)
+    advice = f" Use at least {works[0]}x{works[1]}." if works else ""
+    if works and isinstance(network, ForeignNetwork) and network.fixed:
+        advice = (
+            f" This network takes {works[0]}x{works[1]} alone: set data.image.size, or the "
+            "network's img_size."
+        )
+    if "more than 1" in found:
+        found = f"only one value for each channel is left to normalize ({found})"
+    what = "is no size for this network"
+    if batch_size is not None:
+        what = f"cannot be trained on with this network and data.batch_size {batch_size}"
+    raise MedsegError(f"data.image.size {rows}x{columns} {what}: {found}.{advice}")
 
 
 def predicted_labels(logits: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from torch import nn
-from torch.nn import functional
 
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.networks.blocks import ConvBlock, UpBlock
+from medseg_reg.networks.padding import crop, pad_to_multiple
 
 
 class UNet(nn.Module):
@@ -85,20 +85,22 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
         size = x.shape[2:]
-        x = self.input(self._pad(x))
+        x = self.input(pad_to_multiple(x, self.factor))
         skips = []
-        for block, skip in zip(self.encoder, self.skip, strict=True):
+        for level, block in enumerate(self.encoder):
             x = block(x)
-            skips.append(skip(x))
+            skips.append(self.leave(level, x))
             x = self.pool(x)
         x = self.bottleneck(x)
         for level in reversed(range(len(self.decoder))):
-            x = self.decoder[level](x, skips[level])
-        logits: torch.Tensor = self.classify(self.head(x))
-        return logits[(..., *(slice(0, n) for n in size))]
+            x = self.decoder[level](x, self.arrive(level, skips[level], x))
+        return crop(self.classify(self.head(x)), size)
 
-    def _pad(self, x: torch.Tensor) -> torch.Tensor:
-        pads: list[int] = []
-        for n in reversed(x.shape[2:]):
-            pads += [0, -n % self.factor]
-        return functional.pad(x, pads, mode="replicate") if any(pads) else x
+    def leave(self, level: int, x: torch.Tensor) -> torch.Tensor:
+        """Return what sets out on the skip connection of a level: the encoder's map."""
+        skip: torch.Tensor = self.skip[level](x)
+        return skip
+
+    def arrive(self, level: int, skip: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+        """Return what the decoder gets by the skip connection; `below` is the map from below."""
+        return skip

@@ -1,6 +1,9 @@
 """The tests every network inherits: subclass `NetworkContract`, name it Test..., done."""
 
+from __future__ import annotations
+
 import copy
+import inspect
 from typing import Any, ClassVar
 
 import pytest
@@ -9,6 +12,21 @@ from torch import nn
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import Slot, measure, place, slots
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """Every tensor that a network returned, the finest logits first."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return [one for part in output for one in tensors(part)]
+
+
+def total(output: Any) -> torch.Tensor:
+    """A number that depends on every value of every tensor, each in its own way."""
+    noise = torch.Generator().manual_seed(1)
+    parts = tensors(output)
+    return torch.stack([(x * torch.rand(x.shape, generator=noise)).sum() for x in parts]).sum()
+
 
 SIZES = [(1, 1), (3, 5), (8, 8), (16, 7), (17, 33), (1, 1, 1), (5, 9, 4)]
 
@@ -21,12 +39,16 @@ class NetworkContract:
         arguments: makes a small network of three levels.
         places: the name of every place.
         changes: for every further argument, a value other than its default.
+        base: arguments with which the changes are compared, beside `arguments`.
+        golden: mean and some values of the logits of a fixed image with a fixed seed.
     """
 
     network: ClassVar[type[nn.Module]]
     arguments: ClassVar[dict[str, Any]] = {"channels": (4, 6, 8)}
     places: ClassVar[set[str]]
     changes: ClassVar[dict[str, Any]]
+    base: ClassVar[dict[str, Any]] = {}
+    golden: ClassVar[tuple[float, ...]]
 
     def make(
         self, dims: int = 2, in_channels: int = 1, out_channels: int = 2, **more: Any
@@ -48,9 +70,9 @@ class NetworkContract:
     @pytest.mark.parametrize("shape", [(2, 1, 16, 12), (2, 1, 8, 12, 8)])
     def test_every_parameter_gets_a_gradient(self, shape: tuple[int, ...]) -> None:
         network = self.make(len(shape) - 2)
-        logits = network(self.image(*shape))
-        assert logits.shape == (2, 2, *shape[2:])
-        (logits * self.image(*logits.shape)).sum().backward()
+        output = network(self.image(*shape))
+        assert tensors(output)[0].shape == (2, 2, *shape[2:])
+        total(output).backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
@@ -80,6 +102,7 @@ class NetworkContract:
 
     def test_every_place_is_reached_and_works(self) -> None:
         x = self.image(2, 1, 16, 12)
+        torch.manual_seed(2)
         plain = self.make()(x)
         for name in self.places:
             network = self.make()
@@ -87,7 +110,7 @@ class NetworkContract:
             measure(network, x[:1], placements)
             assert placements[0].map_size is not None
             torch.manual_seed(2)
-            assert not torch.equal(network(x), plain), name
+            assert not torch.equal(tensors(network(x))[0], tensors(plain)[0]), name
 
     def test_the_maps_halve_from_level_to_level(self) -> None:
         network = self.make()
@@ -115,8 +138,7 @@ class NetworkContract:
 
     def test_training_with_every_place_filled_still_reaches_every_parameter(self) -> None:
         network = self.filled(p=0.1)
-        logits = network(self.image(4, 1, 16, 12))
-        (logits * self.image(*logits.shape)).sum().backward()
+        total(network(self.image(4, 1, 16, 12))).backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
@@ -149,7 +171,10 @@ class NetworkContract:
         torch.manual_seed(3)
         expected = network(x)
         torch.manual_seed(3)
-        assert torch.allclose(compiled(x), expected, atol=1e-5)
+        found = compiled(x)
+        assert type(found) is type(expected)
+        for one, other in zip(tensors(found), tensors(expected), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
     def test_an_exported_network_gives_the_same_logits_without_regularizers(self) -> None:
@@ -169,30 +194,45 @@ class NetworkContract:
     def test_bfloat16_autocast_gives_finite_logits_and_gradients(self) -> None:
         network = self.filled(p=0.1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(self.image(2, 1, 16, 16))
-        logits.float().square().sum().backward()
-        assert logits.isfinite().all()
+            output = network(self.image(2, 1, 16, 16))
+        total([x.float().square() for x in tensors(output)]).backward()
+        assert all(x.isfinite().all() for x in tensors(output))
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
     def test_every_argument_changes_something(self) -> None:
         x = self.image(2, 1, 16, 12)
-        plain = self.make()
-        expected = plain(x)
+        plain = self.make(**self.base)
+        expected = tensors(plain(x))
         for argument, value in self.changes.items():
-            changed = self.make(**{argument: value})
-            assert changed(x).shape == expected.shape, argument
+            changed = self.make(**{**self.base, argument: value})
+            output = tensors(changed(x))
+            assert output[0].shape == expected[0].shape, argument
             shapes = [
                 {key: tensor.shape for key, tensor in network.state_dict().items()}
                 for network in (plain, changed)
             ]
-            assert shapes[0] != shapes[1] or not torch.allclose(changed(x), expected), argument
+            assert shapes[0] != shapes[1] or not torch.allclose(output[0], expected[0]), argument
 
     def test_every_argument_is_tested(self) -> None:
-        import inspect
-
         arguments = list(inspect.signature(self.network).parameters)
         assert arguments[:3] == ["spatial_dims", "in_channels", "out_channels"]
         assert set(arguments[3:]) == set(self.changes)
+
+    def test_the_logits_of_a_fixed_seed_are_known(self) -> None:
+        # In training mode: with the statistics of a fresh network the signal would die away.
+        logits = tensors(self.make()(self.image(2, 1, 16, 12)))[0].detach()
+        found = [logits.mean().item(), *logits[0, :, 5, 7:9].flatten().tolist()]
+        assert found == pytest.approx(self.golden, abs=1e-4), [round(one, 5) for one in found]
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+    def test_a_program_exported_once_takes_any_batch_and_size(self) -> None:
+        network = self.filled().eval()
+        dims = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+        example = self.image(2, 1, 13, 21)
+        program = torch.export.export(network, (example,), dynamic_shapes=(dims,)).module()
+        for shape in ((1, 1, 16, 12), (3, 1, 9, 30)):
+            x = self.image(*shape)
+            assert torch.allclose(program(x), network(x), atol=1e-5)
 
     def test_a_place_that_does_not_exist_is_an_error(self) -> None:
         with pytest.raises(MedsegError, match="no place matches"):

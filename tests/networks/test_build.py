@@ -8,6 +8,7 @@ import torch
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks import UNet
 from medseg_reg.networks.build import (
+    Network,
     build_network,
     check_input_size,
     parameter_count,
@@ -16,7 +17,7 @@ from medseg_reg.networks.build import (
 )
 
 
-def build(head: str = "softmax", classes: int = 3, **more: object) -> UNet:
+def build(head: str = "softmax", classes: int = 3, **more: object) -> Network:
     return build_network(in_channels=1, classes=classes, head=head, channels=(4, 6, 8), **more)
 
 
@@ -30,20 +31,31 @@ def test_a_sigmoid_head_is_for_two_classes() -> None:
         build("sigmoid", 3)
 
 
+@pytest.mark.parametrize("name", ["unet", "attention_unet", "unet3plus"])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("size", [(3, 4), (4, 4), (4, 5), (8, 8)])
 def test_a_size_is_refused_exactly_when_training_on_it_would_crash(
-    norm: str, batch: int, size: tuple[int, int]
+    name: str, norm: str, batch: int, size: tuple[int, int]
 ) -> None:
-    network = build(norm=norm)
+    network = build(name=name, norm=norm)
     try:
         network(torch.rand(batch, 1, *size))
     except ValueError:
         with pytest.raises(MedsegError, match=rf"size {size[0]}x{size[1]} .* at least 8x8"):
-            check_input_size(network, size, norm, batch)
+            check_input_size(network, 1, size, batch)
     else:
-        check_input_size(network, size, norm, batch)
+        check_input_size(network, 1, size, batch)
+
+
+def test_looking_at_a_size_changes_nothing() -> None:
+    network = build()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    random = torch.get_rng_state()
+    check_input_size(network, 1, (64, 64), 4)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training for module in network.modules())
 
 
 def test_labels_are_the_likeliest_classes() -> None:
@@ -69,5 +81,6 @@ def test_only_trainable_values_are_counted() -> None:
     network = build()
     whole = parameter_count(network)
     assert whole == sum(p.numel() for p in network.parameters())
+    assert isinstance(network, UNet)
     network.classify.requires_grad_(False)
     assert parameter_count(network) == whole - (4 * 3 + 3)

@@ -1,0 +1,166 @@
+"""The network, as written in a configuration: one of this package, or a foreign one by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from medseg_reg.config_base import Closed, Positive
+from medseg_reg.errors import nearest
+
+Head = Literal["softmax", "sigmoid"]
+Upsampling = Literal["deconv", "nontrainable"]
+ForeignName = Literal[
+    "monai.UNet",
+    "monai.BasicUNet",
+    "monai.AttentionUnet",
+    "monai.DynUNet",
+    "monai.SegResNet",
+    "monai.UNETR",
+    "monai.SwinUNETR",
+    "smp.Unet",
+    "smp.UnetPlusPlus",
+    "smp.FPN",
+    "smp.MAnet",
+    "smp.Linknet",
+    "smp.PSPNet",
+    "smp.PAN",
+    "smp.DeepLabV3",
+    "smp.DeepLabV3Plus",
+    "smp.UPerNet",
+    "smp.Segformer",
+    "smp.DPT",
+]
+
+
+class UNetSpec(Closed):
+    """U-Net."""
+
+    name: Literal["unet"] = "unet"
+    channels: tuple[Positive, ...] = Field((32, 64, 128, 256, 512), min_length=2)
+    norm: Literal["batch", "instance"] = "batch"
+    activation: Literal["relu", "leakyrelu", "prelu", "gelu", "swish"] = "relu"
+    upsample: Upsampling = "deconv"
+    head: Head = "softmax"
+    pretrained: Path | None = None
+    pretrained_strict: bool = True
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The network's own arguments."""
+        run = {"name", "head", "pretrained", "pretrained_strict"}
+        return {key: value for key, value in self if key not in run}
+
+    @property
+    def encoder_weights(self) -> Path | None:
+        """A file for the encoder alone; `pretrained` finds out by itself what it is for."""
+        return None
+
+
+class AttentionUNetSpec(UNetSpec):
+    """Attention U-Net."""
+
+    name: Literal["attention_unet"]  # type: ignore[assignment]
+    gate_full_resolution: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_gate(self) -> AttentionUNetSpec:
+        if len(self.channels) == 2 and not self.gate_full_resolution:
+            raise ValueError(
+                "two levels have one skip connection, which has no gate: give channels of three "
+                "levels, or gate_full_resolution"
+            )
+        return self
+
+
+class UNet3PlusSpec(UNetSpec):
+    """UNet 3+."""
+
+    name: Literal["unet3plus"]  # type: ignore[assignment]
+    upsample: Upsampling = "nontrainable"
+    cat_channels: Positive = 64
+    deep_supervision: bool = False
+    classification_guided: bool = False
+
+
+class ForeignSpec(BaseModel):
+    """A network of MONAI or segmentation-models-pytorch: its own arguments stand beside it.
+
+    The packages are imported only where a configuration names one.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: ForeignName
+    head: Head = "softmax"
+    pretrained: Path | None = None
+    pretrained_strict: bool = True
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("give the path of a local file; nothing is downloaded")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> ForeignSpec:
+        from medseg_reg.networks.foreign_check import check_foreign
+
+        if self.pretrained is not None and self.encoder_weights is not None:
+            raise ValueError("pretrained and encoder_weights are both given; keep one")
+        check_foreign(self.name, self.arguments)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The network's own arguments."""
+        return dict(self.model_extra or {})
+
+    @property
+    def encoder_weights(self) -> Path | None:
+        """A file for the encoder alone, as segmentation-models-pytorch calls it."""
+        found = self.arguments.get("encoder_weights")
+        return None if found is None else Path(found)
+
+
+OWN: tuple[type[UNetSpec], ...] = (UNetSpec, AttentionUNetSpec, UNet3PlusSpec)
+OWN_NAMES = ("unet", "attention_unet", "unet3plus")
+FOREIGN_NAMES: tuple[str, ...] = get_args(ForeignName)
+
+
+def _kind(data: Any) -> str:
+    """Return the tag of what a configuration holds; without a name it is a U-Net."""
+    name = data.get("name", "unet") if isinstance(data, dict) else getattr(data, "name", "unet")
+    return "foreign" if name in FOREIGN_NAMES else str(name)
+
+
+def _known(data: Any) -> Any:
+    if _kind(data) not in (*OWN_NAMES, "foreign"):
+        names = (*OWN_NAMES, *FOREIGN_NAMES)
+        found = data["name"]
+        raise ValueError(
+            f"there is no network {found!r}.{nearest(str(found), names)} Known: {', '.join(names)}"
+        )
+    return data
+
+
+NetworkSpec = Annotated[
+    Annotated[UNetSpec, Tag("unet")]
+    | Annotated[AttentionUNetSpec, Tag("attention_unet")]
+    | Annotated[UNet3PlusSpec, Tag("unet3plus")]
+    | Annotated[ForeignSpec, Tag("foreign")],
+    Discriminator(_kind),
+    BeforeValidator(_known),
+]
