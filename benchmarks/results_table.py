@@ -25,7 +25,11 @@ def scores(pattern: str) -> tuple[pd.DataFrame, set[str], int]:
     if not runs:
         raise SystemExit(f"no run matches {pattern}")
     tables = [pd.read_csv(run / "evaluation" / "per_case.csv") for run in runs]
-    hashes = {read_json(run / "summary.json")["splits_hash"] for run in runs}
+    summaries = [read_json(run / "summary.json") for run in runs]
+    for run, summary in zip(runs, summaries, strict=True):
+        if not summary.get("valid_for_reporting", True):
+            raise SystemExit(f"{run}: its scores are invalid for reporting; see its summary.json")
+    hashes = {summary["splits_hash"] for summary in summaries}
     return pd.concat(tables).groupby("group")[["dice", "iou"]].mean(), hashes, len(runs)
 
 

@@ -111,8 +111,24 @@ MEANINGS = {
     "regularization.error.dice": "Weight of the Dice loss (pooled over the batch, without the "
     "background).",
     "regularization.error.ssim": "Weight of the SSIM loss on probability maps.",
-    "regularization.error.class_weights": "Weight of each class in the cross-entropy, the "
+    "regularization.error.focal": "Weight of the focal loss; see [training](training.md#losses).",
+    "regularization.error.iou": "Weight of the soft IoU loss (as `dice`).",
+    "regularization.error.tversky": "Weight of the Tversky loss (as `dice`).",
+    "regularization.error.ms_ssim": "Weight of the multi-scale SSIM loss.",
+    "regularization.error.boundary": "Weight of the boundary loss, constant over the training; on "
+    "a GPU each step waits for the CPU's distance transform.",
+    "regularization.error.class_weights": "Weight of each class in `ce` and `focal`, the "
     "background first.",
+    "regularization.error.region_weights": "Weight of each class in the mean of the other terms, "
+    "the background first; its weight is not used.",
+    "regularization.error.focal_gamma": "How strongly `focal` leaves out what is already right; 0 "
+    "is the cross-entropy.",
+    "regularization.error.tversky_alpha": "Weight of false positives in `tversky`.",
+    "regularization.error.tversky_beta": "Weight of false negatives in `tversky`.",
+    "regularization.error.tversky_gamma": "The Tversky loss is raised to 1 / this; published: 4/3.",
+    "regularization.error.supervision": "Weights of the outputs of a network with "
+    "`deep_supervision`, the finest first: 1, 1, 1, ..., or 1, 1/2, 1/4, ..., or a list; they are "
+    "divided by their sum.",
     "regularization.error.label_smoothing": "Label smoothing s of the cross-entropy: of K "
     "classes the true one has the target 1 - s + s / K, the others s / K.",
     "regularization.penalty.weight_decay": "Group 4, penalty: with `adam` and `sgd` an L2 "
@@ -156,6 +172,13 @@ MEANINGS = {
     "training.progress": "Show progress bars.",
     "evaluation.empty": "Score of a class that is empty in truth and prediction; see "
     "[evaluation](evaluation.md#empty-slices).",
+    "evaluation.metrics": "Scores besides those from counts: `surface` (HD95, ASSD, surface DICE) "
+    "and `calibration`; see [evaluation](evaluation.md#surfaces). `[]` for none.",
+    "evaluation.missing": "Distance where truth or prediction alone is empty: the diagonal of the "
+    "volume, or `nan`, which leaves it out of means.",
+    "evaluation.tolerance": "Of the surface DICE, in millimetres; in pixels where a case of the "
+    "data has no spacing.",
+    "evaluation.bins": "Bins of the calibration error.",
     "evaluation.confidence": "Coverage of the intervals.",
     "evaluation.resamples": "Bootstrap resamples.",
     "evaluation.batch_size": "Slices that are predicted at a time.",

@@ -25,7 +25,7 @@ from medseg_reg.config_file import (
     with_overrides,
     write_yaml,
 )
-from medseg_reg.config_network import NetworkSpec, UNetSpec
+from medseg_reg.config_network import ForeignSpec, NetworkSpec, UNet3PlusSpec, UNetSpec
 from medseg_reg.config_regularization import RegularizationSpec
 from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.sampling import SamplingSpec
@@ -111,6 +111,10 @@ class EvaluationSpec(Closed):
     """How a trained network is judged."""
 
     empty: Literal["one", "zero", "nan"] = "one"
+    metrics: tuple[Literal["surface", "calibration"], ...] = ("surface", "calibration")
+    missing: Literal["diagonal", "nan"] = "diagonal"
+    tolerance: float = Field(2.0, ge=0)
+    bins: Positive = 15
     confidence: float = Field(0.95, gt=0, lt=1)
     resamples: int = Field(10_000, ge=100)
     batch_size: Positive = 8
@@ -136,6 +140,20 @@ class Config(Closed):
             raise ValueError(
                 f"training.validate_every is {self.training.validate_every}, but training.epochs "
                 f"is {self.training.epochs}: no epoch would be validated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _outputs_have_weights(self) -> Config:
+        weights, network = self.regularization.error.supervision, self.network
+        if isinstance(weights, str) or isinstance(network, ForeignSpec):
+            return self
+        deep = isinstance(network, UNet3PlusSpec) and network.deep_supervision
+        outputs = len(network.channels) if deep else 1
+        if len(weights) != outputs:
+            raise ValueError(
+                f"regularization.error.supervision has {len(weights)} weights, the network has "
+                f"{outputs} outputs" + ("" if deep else " (no deep_supervision)")
             )
         return self
 

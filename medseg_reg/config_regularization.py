@@ -14,7 +14,12 @@ from medseg_reg.regularizers import build, regularizer_class, regularizer_names
 from medseg_reg.regularizers.base import check_choice
 
 Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 RateScheduleName = Literal["constant", "linear", "cosine", "v_shape"]
+
+
+# Terms of the error function.
+TERMS = ("ce", "dice", "ssim", "focal", "iou", "tversky", "ms_ssim", "boundary")
 
 
 class AugmentationSpec(BaseModel):
@@ -140,20 +145,63 @@ class LayerSpec(BaseModel):
 
 
 class ErrorSpec(Closed):
-    """The error function: weights of its terms, weights of the classes, label smoothing."""
+    """The error function: weights of its terms, of the classes and of the outputs.
 
-    ce: float = Field(1.0, ge=0)
-    dice: float = Field(0.0, ge=0)
-    ssim: float = Field(0.0, ge=0)
-    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    Attributes:
+        focal_gamma: how strongly `focal` leaves out easy pixels.
+        tversky_alpha: weight of false positives in `tversky`.
+        tversky_beta: weight of false negatives in `tversky`.
+        tversky_gamma: of the focal Tversky loss; 1 is the plain one.
+        class_weights: of the classes in `ce` and `focal`, the background first.
+        region_weights: of the classes in the other terms, which leave the background out.
+        supervision: weights of the outputs of a network with deep supervision.
+    """
+
+    ce: NotNegative = 1.0
+    dice: NotNegative = 0.0
+    ssim: NotNegative = 0.0
+    focal: NotNegative = 0.0
+    iou: NotNegative = 0.0
+    tversky: NotNegative = 0.0
+    ms_ssim: NotNegative = 0.0
+    boundary: NotNegative = 0.0
+    class_weights: tuple[NotNegative, ...] | None = None
+    region_weights: tuple[NotNegative, ...] | None = None
     label_smoothing: Fraction = 0.0
+    focal_gamma: NotNegative = 2.0
+    tversky_alpha: NotNegative = 0.3
+    tversky_beta: NotNegative = 0.7
+    tversky_gamma: float = Field(1.0, gt=0)
+    supervision: Literal["equal", "halving"] | tuple[NotNegative, ...] = "equal"
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> ErrorSpec:
-        if self.ce + self.dice + self.ssim == 0:
-            raise ValueError("all weights are 0; give at least one of ce, dice, ssim a weight")
+        if not any(getattr(self, term) for term in TERMS):
+            raise ValueError(f"all weights are 0; give at least one of {', '.join(TERMS)} a weight")
         if self.class_weights is not None and not any(self.class_weights):
             raise ValueError("class_weights are all 0; give at least one class a weight")
+        if self.region_weights is not None and not any(self.region_weights[1:]):
+            raise ValueError(
+                "region_weights are 0 for all classes but the background; give one of them a weight"
+            )
+        if not isinstance(self.supervision, str) and not any(self.supervision):
+            raise ValueError("supervision: all weights are 0; give at least one output a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_a_meaning(self) -> ErrorSpec:
+        owners = {"label_smoothing": ("ce",), "focal_gamma": ("focal",)}
+        owners |= dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"), ("tversky",))
+        owners["class_weights"] = ("ce", "focal")
+        owners["region_weights"] = tuple(term for term in TERMS if term not in ("ce", "focal"))
+        for key, terms in owners.items():
+            default = type(self).model_fields[key].default
+            if getattr(self, key) != default and not any(getattr(self, t) for t in terms):
+                raise ValueError(
+                    f"'{key}' belongs to {', '.join(terms)}; none of them has a weight"
+                )
+        if self.tversky and not self.tversky_alpha + self.tversky_beta:
+            raise ValueError("tversky_alpha and tversky_beta are both 0; give one of them a weight")
         return self
 
 

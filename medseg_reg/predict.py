@@ -1,11 +1,13 @@
-"""Predict labels with a finished run, written back onto the grid of the source.
+"""Predict labels with finished runs, written back onto the grid of the source.
 
     python -m medseg_reg.predict --run runs/demo --input scan.nii.gz --output labels.nii.gz
-    python -m medseg_reg.predict --run runs/demo --input DICOM_FOLDER --output labels.nii.gz
+    python -m medseg_reg.predict --run runs/demo --input DICOM_FOLDER --output labels.dcm
     python -m medseg_reg.predict --run runs/bagls --input FRAMES --output LABELS
-    python -m medseg_reg.predict --run runs/demo --input data/demo/store --output LABELS
+    python -m medseg_reg.predict --run runs/fold* --input data/demo/store --output LABELS
+    python -m medseg_reg.predict --run runs/demo --input FRAMES --output LABELS --mc-dropout 20
 
-Volumes become NIfTI, pictures become 8-bit PNG; the values are the indices of the classes.
+Volumes become NIfTI, a DICOM series also DICOM SEG, pictures 8-bit PNG; the values are the indices
+of the classes. Several runs vote by the mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -18,44 +20,119 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import require_writable
-from medseg_reg.inference.inputs import find_inputs
-from medseg_reg.inference.predictor import Predictor
+from medseg_reg.inference.ensemble import Ensemble, Way, load_runs
+from medseg_reg.inference.inputs import Input, Wanted, find_inputs
+from medseg_reg.inference.passes import Flip
+
+FLIPS: tuple[Flip, ...] = ("horizontal", "vertical")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and predict."""
+    parsed = _parser().parse_args(arguments)
+    _check_numbers(parsed)
+    way = Way(
+        window=None if parsed.window is None else tuple(parsed.window),
+        overlap=parsed.overlap,
+        flips=() if parsed.flips is None else tuple(dict.fromkeys(parsed.flips or FLIPS)),
+        draws=parsed.mc_dropout,
+        seed=parsed.seed,
+        batch_size=parsed.batch_size,
+        device=_checked_device(parsed.device),
+    )
+    runs = load_runs([RunDirectory(path) for path in parsed.run], way)
+    uncertainty = parsed.uncertainty or way.draws > 0
+    maps = runs.ensemble.map_names(uncertainty, parsed.probabilities)
+    wanted = Wanted(parsed.output, parsed.format, maps, parsed.series, runs.algorithm)
+    inputs = find_inputs(parsed.input, wanted, runs.facts)
+    require_writable(inputs[0].target.parent)
+    for note in runs.notes:
+        print(f"note: {note}")
+    found = np.zeros(len(runs.facts.classes), dtype=np.int64)
+    for one in tqdm(inputs, unit="case", disable=len(inputs) == 1):
+        found += _predict(one, runs.ensemble, maps, alone=len(inputs) == 1)
+    shares = ", ".join(
+        f"{name} {count / found.sum():.2%}"
+        for name, count in zip(runs.facts.classes, found, strict=True)
+    )
+    print(f"{len(inputs)} predicted: {shares}\nwritten to {parsed.output}")
+    if maps:
+        print(f"beside them: {', '.join(maps)}")
+
+
+def _predict(one: Input, ensemble: Ensemble, maps: Sequence[str], alone: bool) -> np.ndarray:
+    """Predict one input, write it, and return the number of pixels of each class."""
+    images, output, notes = one.read()
+    found = np.zeros(len(ensemble.classes), dtype=np.int64)
+    for note in notes:
+        tqdm.write(f"note: {one.name}: {note}")
+    bar = tqdm(total=len(images), unit="slice", leave=alone, disable=len(images) == 1)
+    with bar, output.open(images.shape) as add:
+        for part in ensemble.parts(images, one.name, maps):
+            add(part.start, part.labels, part.maps)
+            found += np.bincount(part.labels.ravel(), minlength=len(found))
+            bar.update(len(part.labels))
+        # Large, and not needed to write the labels.
+        del images
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m medseg_reg.predict", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run directory")
+    parser.add_argument(
+        "--run", type=Path, required=True, nargs="+", help="run directories; several vote"
+    )
     parser.add_argument("--input", type=Path, required=True, help="what to predict")
     parser.add_argument("--output", type=Path, required=True, help="a file or a folder")
+    parser.add_argument(
+        "--format", choices=("auto", "nifti", "seg"), default="auto",
+        help="of volumes; seg is DICOM SEG, for a DICOM series (default: by the name of --output)",
+    )  # fmt: skip
+    parser.add_argument("--series", metavar="UID", help="the series, where a folder has several")
+    parser.add_argument(
+        "--window", type=int, nargs="*", metavar="PIXELS",
+        help="slide a window of these rows and columns over slices (default: the training's size)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overlap", type=float, default=0.5, help="of windows, from 0 to below 1 (default: 0.5)"
+    )
+    parser.add_argument(
+        "--flips", nargs="*", choices=FLIPS,
+        help="average with mirrored passes (default: both ways and together, four passes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mc-dropout", type=int, default=0, metavar="N",
+        help="average N passes with the regularizers on; writes maps of the uncertainty",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of MC dropout (default: 0)")
+    parser.add_argument(
+        "--uncertainty", action="store_true",
+        help="write the entropy, and with several runs their mutual information",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write the mean probability of each class"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="slices at once (default: the run's)"
+    )
     parser.add_argument("--device", help="as cpu or cuda:1; by default a GPU where there is one")
-    parsed = parser.parse_args(arguments)
-    device = _checked_device(parsed.device)
-    run = RunDirectory(parsed.run)
-    config = run.config()
-    network, facts = load_run_network(run), run.data_facts()
-    inputs = find_inputs(parsed.input, parsed.output, facts)
-    require_writable(inputs[0].target.parent)
-    predictor = Predictor(
-        network, config.data.image, facts.channels, config.evaluation.batch_size, device
-    )
-    found = np.zeros(len(facts.classes), dtype=np.int64)
-    for one in tqdm(inputs, unit="case", disable=len(inputs) == 1):
-        images, context = one.read()
-        labels = predictor.labels(images, one.name)
-        one.write(labels, context)
-        found += np.bincount(labels.ravel(), minlength=len(found))
-    shares = ", ".join(
-        f"{name} {count / found.sum():.2%}"
-        for name, count in zip(facts.classes, found, strict=True)
-    )
-    print(f"{len(inputs)} predicted: {shares}\nwritten to {parsed.output}")
+    return parser
+
+
+def _check_numbers(parsed: argparse.Namespace) -> None:
+    if parsed.mc_dropout and parsed.mc_dropout < 2:
+        raise MedsegError(
+            f"--mc-dropout {parsed.mc_dropout}: expected at least 2 passes; 10 to 50 are usual."
+        )
+    if parsed.batch_size is not None and parsed.batch_size < 1:
+        raise MedsegError(f"--batch-size {parsed.batch_size}: expected at least 1 slice.")
+    if not 0 <= parsed.seed < 2**32:
+        raise MedsegError(f"--seed {parsed.seed}: expected a number from 0 to {2**32 - 1}.")
 
 
 def _checked_device(name: str | None) -> torch.device | None:

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from monai.metrics.meandice import compute_dice
 from scipy import stats
 
-from medseg_reg import metrics
-from medseg_reg.metrics import bootstrap_interval, confusion_counts, dice, empty_cases, iou
+from medseg_reg.metrics import (
+    bootstrap_interval,
+    confusion_counts,
+    dice,
+    empty_cases,
+    interval,
+    iou,
+    overlap,
+)
 from tests.reference import metrics as reference
 
 POLICIES = {"one": 1.0, "zero": 0.0, "nan": math.nan}
@@ -63,7 +70,7 @@ def test_types_may_be_mixed_and_boolean():
 def test_counts_do_not_depend_on_the_chunk_size(monkeypatch, chunk):
     prediction, target = labels(3, (5, 4, 5), 1), labels(3, (5, 4, 5), 2)
     expected = confusion_counts(prediction, target, 3)
-    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    monkeypatch.setattr(overlap, "_CHUNK", chunk)
     assert torch.equal(confusion_counts(prediction, target, 3), expected)
 
 
@@ -276,7 +283,7 @@ def test_an_undefined_bca_falls_back_to_the_percentile_interval(monkeypatch):
         asked.append(method)
         return (math.nan, math.nan) if method == "bca" else (0.1, 0.3)
 
-    monkeypatch.setattr(metrics, "_bootstrap", bootstrap)
+    monkeypatch.setattr(interval, "_bootstrap", bootstrap)
     got = bootstrap_interval([0.1, 0.2, 0.3])
     assert asked == ["bca", "percentile"]
     assert (got.low, got.high, got.method) == (0.1, 0.3, "percentile")

@@ -223,19 +223,14 @@ def _strategy(config: Config) -> str:
 
 def _loss(config: Config, classes: int) -> MixedLoss:
     error = config.regularization.error
-    weights = error.class_weights
-    if weights is not None and len(weights) != classes:
-        raise MedsegError(
-            f"regularization.error.class_weights: {len(weights)} weights for {classes} classes. "
-            "Give one for each, the background first."
-        )
-    return MixedLoss(
-        error.ce,
-        error.dice,
-        error.ssim,
-        class_weights=weights,
-        label_smoothing=error.label_smoothing,
-    )
+    for key in ("class_weights", "region_weights"):
+        weights = getattr(error, key)
+        if weights is not None and len(weights) != classes:
+            raise MedsegError(
+                f"regularization.error.{key}: {len(weights)} weights for {classes} classes. "
+                "Give one for each, the background first."
+            )
+    return MixedLoss(**dict(error))
 
 
 def _seed_everything(seed: int) -> None:

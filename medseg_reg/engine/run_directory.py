@@ -40,6 +40,8 @@ PACKAGES = (
     "torch",
     "lightning",
     "monai",
+    "segmentation-models-pytorch",
+    "timm",
     "numpy",
     "albumentations",
     "opencv-python-headless",

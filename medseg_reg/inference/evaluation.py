@@ -12,19 +12,45 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from medseg_reg.config import Config
+from medseg_reg.config import Config, EvaluationSpec
 from medseg_reg.data.store import CaseRow, SliceStore
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.precision import choose_accelerator
 from medseg_reg.engine.run_directory import RunDirectory, environment
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, replacing, sha256_of, write_json
+from medseg_reg.inference.case_scores import (
+    CALIBRATION,
+    SURFACE,
+    calibration_scores,
+    predict_and_calibrate,
+    surface_scores,
+)
 from medseg_reg.inference.pictures import write_curves, write_panels
 from medseg_reg.inference.predictor import Predictor
-from medseg_reg.metrics import EmptyPolicy, bootstrap_interval, confusion_counts, dice, iou
+from medseg_reg.metrics import (
+    EmptyPolicy,
+    bootstrap_interval,
+    confusion_counts,
+    dice,
+    iou,
+    precision,
+    recall,
+    volume_difference,
+)
 from medseg_reg.networks.summary import summarize
 
 Part = Literal["test", "val", "train"]
+
+# Scores of a case that are averaged over patients; those of a table that lacks one are left out.
+SCORES = (
+    *("dice", "iou", "precision", "recall", "volume_difference", "volume_difference_ml"),
+    *SURFACE,
+    *CALIBRATION,
+)
+
+# Scores of a case beyond its counts: for each class, the background first, names and values.
+More = dict[str, list[dict[str, float]]]
 
 
 def evaluate(
@@ -59,6 +85,7 @@ def evaluate(
         "splits_hash": splits.hash,
         "part": part,
         "empty_policy": config.evaluation.empty,
+        **_settings(config.evaluation, store, cases),
     }
     done = out / "summary.json"
     if done.exists() and (summary := read_json(done)).items() >= stamp.items():
@@ -72,8 +99,10 @@ def evaluate(
         config.evaluation.batch_size,
         choose_accelerator(config.training.accelerator),
     )
-    counts = count_cases(store, cases, predictor, f"evaluate {part}", config.training.progress)
-    per_case = case_table(store, counts, config.evaluation.empty)
+    counts, more = score_cases(
+        store, cases, predictor, config.evaluation, f"evaluate {part}", config.training.progress
+    )
+    per_case = case_table(store, counts, config.evaluation.empty, more)
     per_slice = slice_table(store, counts, config.evaluation.empty)
     invalid = predictor.invalid_because
     notes = [*facts.notes, *([invalid] if invalid else [])]
@@ -100,17 +129,71 @@ def count_cases(
     store: SliceStore, cases: Sequence[str], predictor: Predictor, title: str, progress: bool = True
 ) -> dict[str, torch.Tensor]:
     """Predict cases, and return the counts of their slices; `title` stands at the bar."""
-    counts = {}
+    return score_cases(store, cases, predictor, EvaluationSpec(metrics=()), title, progress)[0]
+
+
+def score_cases(
+    store: SliceStore,
+    cases: Sequence[str],
+    predictor: Predictor,
+    spec: EvaluationSpec,
+    title: str,
+    progress: bool = True,
+) -> tuple[dict[str, torch.Tensor], More]:
+    """Predict cases, and return the counts of their slices and the scores asked for besides.
+
+    Args:
+        store: the slice store.
+        cases: names of cases.
+        predictor: the network.
+        spec: says which scores are asked for.
+        title: stands at the progress bar.
+        progress: whether there is one.
+
+    Raises:
+        MedsegError: a mask was changed, or a case cannot be predicted.
+    """
+    counts: dict[str, torch.Tensor] = {}
+    more: More = {}
+    classes, unit = len(store.classes), distance_unit(store, cases)
     for case in tqdm(cases, desc=title, unit="case", disable=not progress):
-        predicted = predictor.labels(store.image(case), case, store.mask(case))
+        images, truth = store.image(case), store.mask(case)
+        if "calibration" in spec.metrics:
+            predicted, bins = predict_and_calibrate(predictor, images, case, truth, spec.bins)
+            more[case] = calibration_scores(bins)
+        else:
+            predicted = predictor.labels(images, case, truth)
         try:
-            counts[case] = count_slices(predicted, store.mask(case), len(store.classes))
+            counts[case] = count_slices(predicted, truth, classes)
         except ValueError as error:
             raise MedsegError(
                 f"{store.path / 'masks' / case}.npy: {error}. The file was changed; convert the "
                 "data again."
             ) from None
-    return counts
+        if "surface" in spec.metrics:
+            found = surface_scores(predicted, truth, classes, store.row(case), spec, unit)
+            known = more.get(case, [{}] * classes)
+            more[case] = [{**one, **other} for one, other in zip(found, known, strict=True)]
+    return counts, more
+
+
+def distance_unit(store: SliceStore, cases: Sequence[str]) -> str:
+    """Return the unit of distances: "mm" if every case has a spacing, else "px"."""
+    return "px" if any(store.row(case).geometry is None for case in cases) else "mm"
+
+
+def _settings(spec: EvaluationSpec, store: SliceStore, cases: Sequence[str]) -> dict[str, Any]:
+    """Return what the scores besides the counts depend on."""
+    settings: dict[str, Any] = {}
+    if "surface" in spec.metrics:
+        settings["surface"] = {
+            "missing_policy": spec.missing,
+            "tolerance": spec.tolerance,
+            "unit": distance_unit(store, cases),
+        }
+    if "calibration" in spec.metrics:
+        settings["calibration"] = {"bins": spec.bins}
+    return settings
 
 
 def count_slices(predicted: np.ndarray, truth: np.ndarray, classes: int) -> torch.Tensor:
@@ -119,13 +202,25 @@ def count_slices(predicted: np.ndarray, truth: np.ndarray, classes: int) -> torc
 
 
 def case_table(
-    store: SliceStore, counts: dict[str, torch.Tensor], empty: EmptyPolicy
+    store: SliceStore,
+    counts: dict[str, torch.Tensor],
+    empty: EmptyPolicy,
+    more: More | None = None,
 ) -> pd.DataFrame:
-    """Return one row a case and class: scores of the whole volume, and volumes."""
+    """Return one row a case and class: scores of the whole volume, and volumes.
+
+    Args:
+        store: the slice store.
+        counts: of the slices of each case.
+        empty: the policy for empty classes.
+        more: scores besides, as from `score_cases`.
+    """
     rows = []
     for case, slices in counts.items():
         row, total = store.row(case), slices.sum(dim=0)
         scores, overlaps = dice(total, empty), iou(total, empty)
+        precisions, recalls = precision(total, empty), recall(total, empty)
+        relative = volume_difference(total, empty)
         for index, name in list(enumerate(store.classes))[1:]:
             tp, fp, fn = (int(n) for n in total[index])
             rows.append(
@@ -141,6 +236,12 @@ def case_table(
                     "fn": fn,
                     "truth_ml": _millilitres(row, tp + fn),
                     "predicted_ml": _millilitres(row, tp + fp),
+                    "precision": float(precisions[index]),
+                    "recall": float(recalls[index]),
+                    "volume_difference": float(relative[index]),
+                    "volume_difference_ml": _millilitres(row, fp - fn),
+                    "empty": str(_empty_sides(*total[index].numpy())),
+                    **(more[case][index] if more else {}),
                 }
             )
     return pd.DataFrame(rows)
@@ -156,11 +257,6 @@ def slice_table(
         values = slices.numpy()
         for index, name in list(enumerate(store.classes))[1:]:
             tp, fp, fn = values[:, index].T
-            states = np.select(
-                [(tp + fp + fn) == 0, (tp + fn) == 0, (tp + fp) == 0],
-                ["both", "truth", "prediction"],
-                "neither",
-            )
             frames.append(
                 pd.DataFrame(
                     {
@@ -172,7 +268,7 @@ def slice_table(
                         "tp": tp,
                         "fp": fp,
                         "fn": fn,
-                        "empty": states,
+                        "empty": _empty_sides(tp, fp, fn),
                     }
                 )
             )
@@ -180,38 +276,60 @@ def slice_table(
 
 
 def summarise(per_case: pd.DataFrame, per_slice: pd.DataFrame, config: Config) -> dict[str, Any]:
-    """Return means and bootstrap intervals over patients, and the account of empty slices."""
+    """Return means and bootstrap intervals over patients, and the account of what is empty."""
     spec = config.evaluation
+    # Without a spacing there are no millilitres.
+    known = [name for name in SCORES if name in per_case and per_case[name].notna().any()]
+    scores = ["dice", "iou", *(name for name in known if name not in ("dice", "iou"))]
+    per_case = per_case.astype(dict.fromkeys(scores, float))
 
-    def interval(values: pd.Series) -> dict[str, Any]:
-        result = bootstrap_interval(values.to_numpy(), spec.confidence, spec.resamples, seed=0)
-        return {key: _json_number(value) for key, value in result._asdict().items()}
+    def intervals(values: pd.DataFrame) -> dict[str, Any]:
+        found = {}
+        for name in scores:
+            numbers = values[name].to_numpy()
+            result = bootstrap_interval(numbers, spec.confidence, spec.resamples, seed=0)
+            found[name] = {key: _json_number(value) for key, value in result._asdict().items()}
+        return found
 
     classes = {}
     for name, rows in per_case.groupby("class", sort=False):
         slices = per_slice[per_slice["class"] == name]
         filled = slices[slices["empty"].isin(["neither", "prediction"])]
-        groups = rows.groupby("group", sort=False)[["dice", "iou"]].mean()
         classes[str(name)] = {
-            "volume": {"dice": interval(groups["dice"]), "iou": interval(groups["iou"])},
+            "volume": intervals(rows.groupby("group", sort=False)[scores].mean()),
+            "cases": {"cases": len(rows), **_empty_account(rows)},
             "slice": {
                 "dice": _json_number(slices["dice"].mean()),
                 "iou": _json_number(slices["iou"].mean()),
                 "slices": len(slices),
-                "empty_in_both": int((slices["empty"] == "both").sum()),
-                "empty_in_truth_alone": int((slices["empty"] == "truth").sum()),
-                "empty_in_prediction_alone": int((slices["empty"] == "prediction").sum()),
+                **_empty_account(slices),
                 "dice_where_truth_is_filled": _json_number(filled["dice"].mean()),
             },
         }
-    means = per_case.groupby(["group", "class"], sort=False)[["dice", "iou"]].mean()
-    over = means.groupby("group", sort=False).mean()
+    means = per_case.groupby(["group", "class"], sort=False)[scores].mean()
+    over = intervals(means.groupby("group", sort=False).mean())
     return {
         "interval": f"{spec.confidence:.0%} bootstrap over patients, {spec.resamples} resamples",
-        "dice": interval(over["dice"]),
-        "iou": interval(over["iou"]),
+        "dice": over.pop("dice"),
+        "iou": over.pop("iou"),
+        "scores": over,
         "classes": classes,
     }
+
+
+def _empty_sides(tp: Any, fp: Any, fn: Any) -> Any:
+    """Name the sides that have no pixel: both, truth, prediction or neither."""
+    return np.select(
+        [(tp + fp + fn) == 0, (tp + fn) == 0, (tp + fp) == 0],
+        ["both", "truth", "prediction"],
+        "neither",
+    )
+
+
+def _empty_account(rows: pd.DataFrame) -> dict[str, int]:
+    """Count the rows that are empty in both, in truth alone and in prediction alone."""
+    names = {"both": "both", "truth": "truth_alone", "prediction": "prediction_alone"}
+    return {f"empty_in_{name}": int((rows["empty"] == side).sum()) for side, name in names.items()}
 
 
 def headline(run: RunDirectory, summary: dict[str, Any]) -> str:
@@ -228,11 +346,25 @@ def headline(run: RunDirectory, summary: dict[str, Any]) -> str:
             f"{part}: {score['n']} patients or videos, mean volume DICE {score['mean']:.4f} "
             f"({shown}), IoU {overlap['mean']:.4f}"
         )
+    if line := _surface_line(summary):
+        lines.append(f"{part}: {line}")
     value = "unknown" if score["mean"] is None else f"{score['mean']:.2f}"
     # Summaries from before there were such layers do not say it.
     if not summary.get("valid_for_reporting", True):
         value += " (INVALID FOR REPORTING)"
     return "\n".join([*lines, f"run {run.path}", f"{part} DICE {value}"])
+
+
+def _surface_line(summary: dict[str, Any]) -> str:
+    scores, settings = summary.get("scores", {}), summary.get("surface")
+    means = [scores.get(name, {}).get("mean") for name in SURFACE]
+    if settings is None or any(mean is None for mean in means):
+        return ""
+    unit = settings["unit"]
+    return (
+        f"HD95 {means[0]:.2f} {unit}, ASSD {means[1]:.2f} {unit}, surface DICE at "
+        f"{settings['tolerance']:g} {unit} {means[2]:.4f}"
+    )
 
 
 def _millilitres(row: CaseRow, voxels: int) -> float | None:

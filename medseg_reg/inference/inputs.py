@@ -5,28 +5,46 @@ Each is read as its converter reads it, and its labels are written back onto its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.run_directory import DataFacts
 from medseg_reg.errors import MedsegError
+from medseg_reg.inference.outputs import Output, PictureOutput, VolumeOutput
 from medseg_reg.inference.predictor import require_finite
+from medseg_reg.inference.slices import LazySlices, Slices
 from medseg_reg.io.dicom import list_files, read_series
+from medseg_reg.io.dicom_seg import UNKNOWN, Algorithm, SegWriter, require_highdicom
 from medseg_reg.io.filters import prepared
 from medseg_reg.io.geometry import Geometry, Plane, geometry_of
-from medseg_reg.io.images import read_image, write_mask_png
-from medseg_reg.io.nifti import is_nifti_name, read_nifti, write_nifti
+from medseg_reg.io.images import read_image
+from medseg_reg.io.nifti import UNSCALED, is_nifti_name, open_nifti
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Format = Literal["auto", "nifti", "seg"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npz", ".npy")
 MASKS = ("_seg", "_mask", "_label")
+
+
+class Loaded(NamedTuple):
+    """An input that is read.
+
+    Attributes:
+        images: (S, H, W) or (S, H, W, C), in the order of a slice store.
+        output: takes the labels and maps.
+        notes: what a person should know of the input.
+    """
+
+    images: Slices
+    output: Output
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,58 +54,101 @@ class Input:
     Attributes:
         name: for progress and errors.
         source: the file or folder that is read.
-        target: the file or folder that is written.
-        read: returns the images (S, H, W) or (S, H, W, C) and what `write` needs.
-        write: writes the labels (S, H, W).
+        target: the file or folder of the labels.
+        beside: the files and folders of the maps.
+        read: reads it.
     """
 
     name: str
     source: Path
     target: Path
-    read: Callable[[], tuple[Array, Any]]
-    write: Callable[[Array, Any], None]
+    beside: tuple[Path, ...]
+    read: Callable[[], Loaded]
 
 
-def find_inputs(source: Path, output: Path, facts: DataFacts) -> list[Input]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written.
+
+    Attributes:
+        output: a file for one volume (ends in .nii, .nii.gz or .dcm), else a folder.
+        format: of the labels of volumes; `auto` goes by the name of `output`, else NIfTI.
+        maps: the names of the maps to write beside the labels.
+        series: SeriesInstanceUID of the DICOM series to take, where a folder holds several.
+        algorithm: what makes the labels, for DICOM SEG.
+    """
+
+    output: Path
+    format: Format = "auto"
+    maps: tuple[str, ...] = ()
+    series: str | None = None
+    algorithm: Algorithm = UNKNOWN
+
+    @property
+    def seg(self) -> bool:
+        """Whether the labels are to become a DICOM SEG.
+
+        Raises:
+            MedsegError: the name of the output says something else.
+        """
+        named = "seg" if self.output.suffix.lower() == ".dcm" else "auto"
+        named = "nifti" if is_nifti_name(self.output.name) else named
+        if "auto" not in (named, self.format) and named != self.format:
+            raise MedsegError(
+                f"--output {self.output}: is a name of the format {named}, but --format is "
+                f"{self.format}. Leave one of them out."
+            )
+        return "seg" in (named, self.format)
+
+
+def find_inputs(source: Path, output: Path | Wanted, facts: DataFacts) -> list[Input]:
     """Return what there is to predict at a path.
 
     Args:
         source: a slice store, a NIfTI file or a folder of them, a folder with one DICOM series,
             a picture or a folder of them.
-        output: a file for one volume (ends in .nii or .nii.gz), else a folder.
+        output: what to write, or just the file or folder.
         facts: how the training data were converted.
 
     Raises:
-        MedsegError: there is nothing that can be read, or labels would be written over an input
-            or over other labels.
+        MedsegError: there is nothing that can be read, it cannot be written in the format that is
+            asked for, or labels would be written over an input or over other labels.
     """
+    wanted = Wanted(output) if isinstance(output, Path) else output
     if not source.exists():
         raise MedsegError(f"{source}: does not exist. Check --input.")
-    if output.exists() and output.samefile(source):
-        raise MedsegError(f"--output {output}: is the --input {source}. Choose another --output.")
-    inputs = _listed(source, output, facts)
+    if wanted.output.exists() and wanted.output.samefile(source):
+        raise MedsegError(
+            f"--output {wanted.output}: is the --input {source}. Choose another --output."
+        )
+    inputs = _listed(source, wanted, facts)
     _check_targets(inputs)
     return inputs
 
 
-def _listed(source: Path, output: Path, facts: DataFacts) -> list[Input]:
+def _listed(source: Path, wanted: Wanted, facts: DataFacts) -> list[Input]:
     if (source / "manifest.json").exists():
+        _require_no_seg(source, "a slice store", wanted)
         store = SliceStore(source)
         _require_same_unit(store, facts)
-        return list(_store(store, output))
+        return list(_store(store, wanted))
     if source.is_file():
         files = [source]
     else:
         files = sorted(path for path in source.iterdir() if path.is_file())
     volumes = [path for path in files if is_nifti_name(path.name)]
     if volumes:
-        return [_nifti(path, _volume_target(output, path, len(volumes)), facts) for path in volumes]
+        _require_no_seg(source, "NIfTI", wanted)
+        return [_nifti(path, wanted, len(volumes), facts) for path in volumes]
     pictures = _without_masks([path for path in files if path.suffix.lower() in PICTURES])
     if pictures:
-        return [_picture(path, output / f"{path.stem}.png", facts) for path in pictures]
+        _require_no_seg(source, "pictures", wanted)
+        if wanted.format == "nifti":
+            raise MedsegError(f"--format nifti: {source} is of pictures, which become PNG.")
+        return [_picture(path, wanted, facts) for path in pictures]
     if source.is_file():
         raise MedsegError(f"{source}: is neither NIfTI nor a picture. For DICOM give its folder.")
-    return [_dicom(source, _volume_target(output, source, 1), facts)]
+    return [_dicom(source, wanted, facts)]
 
 
 def _require_same_unit(store: SliceStore, facts: DataFacts) -> None:
@@ -114,98 +175,156 @@ def _without_masks(pictures: list[Path]) -> list[Path]:
     return [path for path in pictures if path not in set(masks)]
 
 
+def _require_no_seg(source: Path, kind: str, wanted: Wanted) -> None:
+    if wanted.seg:
+        raise MedsegError(
+            f"{source}: is {kind}. A DICOM SEG refers to the instances of a DICOM series, so it "
+            "can be made of a series alone. Leave --format out, and end --output in .nii.gz or "
+            "name a folder."
+        )
+
+
 def _check_targets(inputs: list[Input]) -> None:
     """Refuse to write over what is still to be read, or twice to one place."""
     sources = {one.source.resolve(): one.source for one in inputs}
     taken: dict[Path, Input] = {}
     for one in inputs:
-        target = one.target.resolve()
-        if target in sources:
-            raise MedsegError(
-                f"{one.source}: its labels {one.target} would be written over the input "
-                f"{sources[target]}. Choose another --output."
-            )
-        other = taken.setdefault(target, one)
-        if other is not one:
-            raise MedsegError(
-                f"{other.source} and {one.source}: would both be written to {one.target}. Rename "
-                "one of them, or predict them one by one into folders of their own."
-            )
+        for place in (one.target, *one.beside):
+            target = place.resolve()
+            if target in sources:
+                raise MedsegError(
+                    f"{one.source}: its labels {place} would be written over the input "
+                    f"{sources[target]}. Choose another --output."
+                )
+            other = taken.setdefault(target, one)
+            if other is not one:
+                raise MedsegError(
+                    f"{other.source} and {one.source}: would both be written to {place}. Rename "
+                    "one of them, or predict them one by one into folders of their own."
+                )
 
 
-def _volume_target(output: Path, source: Path, count: int) -> Path:
-    if is_nifti_name(output.name):
+def _stem(path: Path) -> str:
+    """Return the name of a volume's file without what names its format."""
+    stem = path.name
+    for suffix in (".gz", ".nii", ".dcm"):
+        stem = stem.removesuffix(suffix)
+    return stem
+
+
+def _volume_target(wanted: Wanted, stem: str, count: int = 1) -> Path:
+    output = wanted.output
+    if is_nifti_name(output.name) or output.suffix.lower() == ".dcm":
         if count > 1:
             raise MedsegError(f"--output {output}: is one file, but there are {count} volumes.")
         return output
-    stem = source.name
-    for suffix in (".gz", ".nii"):
-        stem = stem.removesuffix(suffix)
-    return output / f"{stem}.nii.gz"
+    return output / (f"{stem}.dcm" if wanted.seg else f"{stem}.nii.gz")
 
 
-def _store(store: SliceStore, output: Path) -> Iterator[Input]:
+def _volume_maps(target: Path, wanted: Wanted) -> dict[str, Path]:
+    # Uncompressed, because they are written while the network is still at work.
+    return {name: target.with_name(f"{_stem(target)}_{name}.nii") for name in wanted.maps}
+
+
+def _store(store: SliceStore, wanted: Wanted) -> Iterator[Input]:
     for row in store.manifest.cases:
-        read = partial(_read_case, store, row.name)
         source = store.path / "images" / f"{row.name}.npy"
         if row.geometry is not None:
-            target = output / f"{row.name}.nii.gz"
-            yield Input(row.name, source, target, read, partial(_write_volume, target))
+            target = _volume_target(wanted, row.name, len(store.manifest.cases))
+            maps = _volume_maps(target, wanted)
+            output: Output = VolumeOutput(target, row.geometry, maps)
+            beside = tuple(maps.values())
         else:
             names = row.slice_names or tuple(f"{number:04d}" for number in range(row.slices))
-            target = output / row.name
-            files = _picture_files(names, f"{store.path}, case {row.name}")
-            yield Input(row.name, source, target, read, partial(_write_pictures, target, files))
+            target = wanted.output / row.name
+            stems = _picture_stems(names, f"{store.path}, case {row.name}")
+            output = _picture_output(target, stems, wanted, len(store.classes))
+            beside = ()
+        read = partial(_read_case, store, row.name, output)
+        yield Input(row.name, source, target, beside, read)
 
 
-def _picture_files(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+def _picture_stems(names: tuple[str, ...], where: str) -> tuple[str, ...]:
     """Return a file name for each slice; a name may hold dots, and the folders of its source."""
     taken: dict[str, str] = {}
     for name in names:
-        file = name.replace("/", "_").replace("\\", "_") + ".png"
-        if file in taken:
+        stem = name.replace("/", "_").replace("\\", "_")
+        if stem in taken:
             raise MedsegError(
-                f"{where}: the slices '{taken[file]}' and '{name}' would both be written to "
-                f"{file}. Rename one of the images and convert the data again."
+                f"{where}: the slices '{taken[stem]}' and '{name}' would both be written to "
+                f"{stem}.png. Rename one of the images and convert the data again."
             )
-        taken[file] = name
+        taken[stem] = name
     return tuple(taken)
 
 
-def _read_case(store: SliceStore, case: str) -> tuple[Array, Any]:
-    return store.image(case), store.row(case).geometry
+def _picture_output(
+    folder: Path, stems: Sequence[str], wanted: Wanted, classes: int
+) -> PictureOutput:
+    """Return PNGs of labels in a folder, and beside them the maps and pictures of the entropy."""
+    return PictureOutput(
+        labels=tuple(folder / f"{stem}.png" for stem in stems),
+        maps=tuple(folder / f"{stem}_maps.npz" for stem in stems) if wanted.maps else (),
+        # In a folder of their own: they are no labels.
+        pictures=tuple(folder / "entropy" / f"{stem}.png" for stem in stems)
+        if "entropy" in wanted.maps
+        else (),
+        classes=classes,
+    )
 
 
-def _nifti(path: Path, target: Path, facts: DataFacts) -> Input:
-    def read() -> tuple[Array, Geometry]:
-        volume = read_nifti(path, channels=facts.channels > 1)
-        shape = volume.array.shape[:3]
-        geometry = geometry_of(volume.affine, shape, _plane(facts))
-        if volume.array.ndim == 4:
-            parts = [geometry.from_source(one) for one in np.moveaxis(volume.array, -1, 0)]
-            return _prepared(np.stack(parts, axis=-1), facts), geometry
-        return _prepared(geometry.from_source(volume.array), facts), geometry
-
-    return Input(path.name, path, target, read, partial(_write_volume, target))
+def _read_case(store: SliceStore, case: str, output: Output) -> Loaded:
+    return Loaded(store.image(case), output)
 
 
-def _dicom(folder: Path, target: Path, facts: DataFacts) -> Input:
-    def read() -> tuple[Array, Geometry]:
-        volume = read_series(list_files(folder), where=folder)
+def _nifti(path: Path, wanted: Wanted, count: int, facts: DataFacts) -> Input:
+    target = _volume_target(wanted, _stem(path), count)
+    maps = _volume_maps(target, wanted)
+
+    def read() -> Loaded:
+        volume = open_nifti(path, channels=facts.channels > 1)
+        geometry = geometry_of(volume.affine, volume.array.shape[:3], _plane(facts))
+        images = _changed(geometry.from_source(volume.array), facts, path.name, volume.scaling)
+        return Loaded(images, VolumeOutput(target, geometry, maps), volume.notes)
+
+    return Input(path.name, path, target, tuple(maps.values()), read)
+
+
+def _dicom(folder: Path, wanted: Wanted, facts: DataFacts) -> Input:
+    target = _volume_target(wanted, folder.name)
+    maps = _volume_maps(target, wanted)
+    if wanted.seg:
+        require_highdicom()
+
+    def read() -> Loaded:
+        volume = read_series(list_files(folder), where=folder, series=wanted.series)
         geometry = volume.geometry(_plane(facts))
-        return _prepared(geometry.from_source(volume.array), facts), geometry
+        images = _changed(geometry.from_source(volume.array), facts, folder.name)
+        if not wanted.seg:
+            return Loaded(images, VolumeOutput(target, geometry, maps), volume.notes)
+        writer, notes = SegWriter.of(volume, facts.classes, wanted.algorithm)
+        write = partial(_write_seg, writer, target, geometry)
+        output = VolumeOutput(target, geometry, maps, write)
+        return Loaded(images, output, (*volume.notes, *notes))
 
-    return Input(folder.name, folder, target, read, partial(_write_volume, target))
+    return Input(folder.name, folder, target, tuple(maps.values()), read)
 
 
-def _picture(path: Path, target: Path, facts: DataFacts) -> Input:
-    def read() -> tuple[Array, None]:
+def _write_seg(writer: SegWriter, target: Path, geometry: Geometry, labels: Array) -> None:
+    # On the source grid: columns, rows, slices.
+    writer.write(target, geometry.to_source(labels).transpose(2, 1, 0))
+
+
+def _picture(path: Path, wanted: Wanted, facts: DataFacts) -> Input:
+    output = _picture_output(wanted.output, [path.stem], wanted, len(facts.classes))
+
+    def read() -> Loaded:
         image = read_image(path, "rgb" if facts.channels == 3 else "gray")
         # Here, because a filter would turn what is no number into some gray value.
         require_finite(image[np.newaxis], str(path))
-        return _prepared(image[np.newaxis], facts), None
+        return Loaded(_filtered(image[np.newaxis], facts), output)
 
-    return Input(path.name, path, target, read, partial(_write_picture, target))
+    return Input(path.name, path, output.labels[0], (*output.maps, *output.pictures), read)
 
 
 def _plane(facts: DataFacts) -> Plane:
@@ -214,7 +333,38 @@ def _plane(facts: DataFacts) -> Plane:
     return plane
 
 
-def _prepared(image: Array, facts: DataFacts) -> Array:
+def _changed(
+    stored: Array, facts: DataFacts, name: str, scaling: tuple[float, float] = UNSCALED
+) -> Slices:
+    """Scale and filter slices as the training data were, where possible not before they are used.
+
+    Args:
+        stored: (S, H, W) or (S, H, W, C).
+        facts: how the training data were converted.
+        name: stands in errors.
+        scaling: slope and intercept of the stored values.
+
+    Raises:
+        MedsegError: pixels that would be filtered are NaN or infinite.
+    """
+
+    def scaled(block: Array) -> Array:
+        return block if scaling == UNSCALED else block * scaling[0] + scaling[1]
+
+    images: Slices = stored
+    if scaling != UNSCALED or stored.dtype.kind == "f":
+        images = LazySlices(stored, scaled, np.float32)
+    if facts.conversion.get("erosion") is None and facts.conversion.get("canny") is None:
+        return images
+    # A filter would turn what is no number into some gray value.
+    require_finite(images, name)
+    if facts.unit == "HU":
+        return LazySlices(stored, lambda block: _filtered(scaled(block), facts), np.uint8)
+    # What is not HU is scaled to 8 bits by percentiles of the whole volume.
+    return _filtered(np.asarray(images), facts)
+
+
+def _filtered(image: Array, facts: DataFacts) -> Array:
     """Filter an input as the training data were filtered when they were converted."""
     canny = facts.conversion.get("canny")
     return prepared(
@@ -223,16 +373,3 @@ def _prepared(image: Array, facts: DataFacts) -> Array:
         tuple(canny) if canny else None,
         is_hu=facts.unit == "HU",
     )
-
-
-def _write_volume(target: Path, labels: Array, geometry: Geometry) -> None:
-    write_nifti(target, labels, geometry)
-
-
-def _write_picture(target: Path, labels: Array, _: None) -> None:
-    write_mask_png(target, labels[0])
-
-
-def _write_pictures(folder: Path, files: tuple[str, ...], labels: Array, _: None) -> None:
-    for file, mask in zip(files, labels, strict=True):
-        write_mask_png(folder / file, mask)

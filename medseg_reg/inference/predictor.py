@@ -1,8 +1,10 @@
-"""Labels for whole volumes, slice by slice, at the resolution of the source."""
+"""Labels for whole volumes, a few slices at a time, at the resolution of the source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 
 from medseg_reg.data.preprocessing import Fit, ImageSpec, Limits, limits_of, scale_intensity
 from medseg_reg.errors import MedsegError
-from medseg_reg.networks.build import probabilities
+from medseg_reg.inference.passes import Passes
+from medseg_reg.inference.slices import Slices
+from medseg_reg.inference.stochastic import require_stochastic, sampling, seeded
+from medseg_reg.inference.uncertainty import Average
 from medseg_reg.regularizers.protocols import LabelReader
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -29,6 +34,15 @@ class Predictor:
         channels: image channels that the network takes.
         batch_size: slices in a batch.
         device: where to compute; by default a GPU where there is one.
+        passes: a sliding window, mirrored passes; by default one pass over the whole slice. With a
+            sliding window slices keep their resolution, whatever `image` says of size and fit.
+        draws: passes of MC dropout, each with its own random numbers; 0 for a network that does
+            not draw.
+        seed: decides the draws; those of a slice depend on it, the slice's number in its volume
+            and the size of the batch, on nothing else.
+
+    Raises:
+        MedsegError: draws are asked for, but no layer of the network draws by chance.
     """
 
     def __init__(
@@ -38,12 +52,19 @@ class Predictor:
         channels: int,
         batch_size: int = 8,
         device: torch.device | str | None = None,
+        *,
+        passes: Passes | None = None,
+        draws: int = 0,
+        seed: int = 0,
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.image, self.channels, self.batch_size = image, channels, batch_size
+        self.passes, self.draws, self.seed = passes or Passes(), draws, seed
+        if draws:
+            require_stochastic(self.network, "the network")
         # Layers that read the true labels of what they are tested on, as some papers did.
         self.cheating = [
             layer
@@ -59,7 +80,7 @@ class Predictor:
             return ""
         return f"INVALID FOR REPORTING: {', '.join(names)} read the true labels at test time"
 
-    def labels(self, images: Array, name: str, truth: Array | None = None) -> Array:
+    def labels(self, images: Slices, name: str, truth: Array | None = None) -> Array:
         """Return the labels (S, H, W) uint8 of images (S, H, W) or (S, H, W, C).
 
         Args:
@@ -92,17 +113,28 @@ class Predictor:
         if truth is not None:
             truth = truth[np.newaxis]
         for _, scores in self._batches(images[number : number + 1], name, limits, truth):
-            return scores.argmax(dim=1).to(torch.uint8).cpu().numpy()[0]
+            labels: Array = scores.argmax(dim=1).to(torch.uint8).cpu().numpy()[0]
+            return labels
         raise IndexError(f"{name}: has no slice {number}")
 
-    def _batches(
+    def case(
         self,
-        images: Array,
+        images: Slices,
         name: str,
         limits: Limits | None = None,
         truth: Array | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of a first slice and class probabilities (B, K, H, W)."""
+    ) -> Case:
+        """Return a case as this network sees it.
+
+        Args:
+            images: as of `labels`.
+            name: stands in errors.
+            limits: the values that become 0 and 1, where they are known already.
+            truth: as of `labels`.
+
+        Raises:
+            MedsegError: see `labels`.
+        """
         found = images.shape[3] if images.ndim == 4 else 1
         if found != self.channels:
             raise MedsegError(
@@ -114,26 +146,86 @@ class Predictor:
                 "at test time (eval_mode 'true_label'), so it cannot predict where there are "
                 "none. Train with another eval_mode."
             )
-        limits = limits or limits_of(self.image, images, name)
         rows, columns = images.shape[1:3]
-        fit = Fit.of(self.image, (rows, columns))
+        spec = self.image
+        if self.passes.window is not None:
+            spec = spec.model_copy(update={"size": None})
+        if limits is None:
+            # Percentiles alone need all slices at once.
+            pixels = np.asarray(images) if self.image.percentiles else images[:1]
+            limits = limits_of(self.image, pixels, name)
+        return Case(self, images, limits, Fit.of(spec, (rows, columns)), truth)
+
+    def _batches(
+        self,
+        images: Slices,
+        name: str,
+        limits: Limits | None = None,
+        truth: Array | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of a first slice and class probabilities (B, K, H, W)."""
+        case = self.case(images, name, limits, truth)
         for start in range(0, len(images), self.batch_size):
-            block = images[start : start + self.batch_size]
-            scaled = [fit.image(scale_intensity(one, limits)) for one in block]
-            batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy())
-            if self.cheating and truth is not None:
-                masks = np.stack([fit.mask(one) for one in truth[start : start + len(block)]])
-                for layer in self.cheating:
-                    layer.labels = torch.from_numpy(masks).to(self.device)
-            with torch.inference_mode():
-                scores = fit.undo(probabilities(self.network(batch.to(self.device))))
-            for layer in self.cheating:
-                layer.labels = None
+            votes = Average(maps=False)
+            for scores in case.members(start, start + self.batch_size):
+                votes.add(scores)
+            yield start, votes.mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """The slices of one case, as one network sees them.
+
+    Attributes:
+        predictor: the network.
+        images: (S, H, W) or (S, H, W, C).
+        limits: the values that become 0 and 1.
+        fit: how a slice gets the size of the network's input.
+        truth: the true labels, where a layer reads them.
+    """
+
+    predictor: Predictor
+    images: Slices
+    limits: Limits
+    fit: Fit
+    truth: Array | None = None
+
+    def members(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Yield class probabilities (B, K, H, W) of some slices, once for each draw."""
+        one = self.predictor
+        scaled = [self.fit.image(scale_intensity(s, self.limits)) for s in self.images[start:stop]]
+        batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy()).to(one.device)
+        for draw in range(one.draws or 1):
+            with self._labels_shown(start, len(scaled)), torch.inference_mode():
+                if not one.draws:
+                    p = one.passes.probabilities(one.network, batch, one.batch_size)
+                else:
+                    # Seeded anew each time, so that nothing that runs between two slices, and no
+                    # slice before them, changes their draws.
+                    words = np.random.SeedSequence([one.seed, start, draw]).generate_state(2)
+                    seed = int(words[0]) << 32 | int(words[1])
+                    with sampling(one.network), seeded(one.device, seed):
+                        p = one.passes.probabilities(one.network, batch, one.batch_size)
+                p = self.fit.undo(p)
             # Outside of the block: in it, the mode would stay on in the caller.
-            yield start, scores
+            yield p
+
+    @contextmanager
+    def _labels_shown(self, start: int, count: int) -> Iterator[None]:
+        """Show the true labels of some slices to the layers that read them."""
+        layers = self.predictor.cheating
+        if layers and self.truth is not None:
+            masks = np.stack([self.fit.mask(one) for one in self.truth[start : start + count]])
+            for layer in layers:
+                layer.labels = torch.from_numpy(masks).to(self.predictor.device)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.labels = None
 
 
-def require_finite(images: Array, name: str) -> None:
+def require_finite(images: Slices, name: str) -> None:
     """Refuse NaN and infinity, which would become labels without a word.
 
     Args:
@@ -145,7 +237,8 @@ def require_finite(images: Array, name: str) -> None:
     """
     if images.dtype.kind != "f":
         return
-    for number, one in enumerate(images):
+    for number in range(len(images)):
+        one = images[number]
         if odd := one.size - int(np.count_nonzero(np.isfinite(one))):
             where = f" of slice {number}" if len(images) > 1 else ""
             raise MedsegError(

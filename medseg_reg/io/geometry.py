@@ -50,10 +50,13 @@ class Geometry(BaseModel):
     source_affine: tuple[tuple[float, float, float, float], ...]
 
     def from_source(self, volume: Array) -> Array:
-        """Return a view of a volume on the source grid in the stored order (S, H, W)."""
-        if volume.shape != self.source_shape:
+        """Return a view of a volume on the source grid in the stored order (S, H, W).
+
+        A fourth axis, of channels, stays the last.
+        """
+        if volume.shape[:3] != self.source_shape:
             raise ValueError(f"volume is {volume.shape}, the source grid is {self.source_shape}")
-        return np.transpose(volume, self.axes)[self._flip()]
+        return np.transpose(volume, (*self.axes, *range(3, volume.ndim)))[self._flip()]
 
     def to_source(self, volume: Array) -> Array:
         """Return a view of a volume in the stored order (S, H, W) on the source grid."""

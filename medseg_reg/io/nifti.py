@@ -1,28 +1,28 @@
-"""NIfTI files: read in any orientation without resampling, write labels on the source grid."""
+"""NIfTI files: read in any orientation, without resampling."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import mmap
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import replacing
-from medseg_reg.io.geometry import Geometry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_VOLUME_BYTES = 1 << 34
 HEADER_BYTES = 1 << 12
+UNSCALED = (1.0, 0.0)
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _BAD_HEADER = (
     HeaderDataError,
@@ -45,11 +45,13 @@ class NiftiVolume:
             file declares no scaling, else float64.
         affine: 4x4 matrix from indices to RAS+ millimetres.
         notes: what a person should know of the file.
+        scaling: slope and intercept that are still to be applied.
     """
 
     array: Array
     affine: Array
     notes: tuple[str, ...] = ()
+    scaling: tuple[float, float] = UNSCALED
 
 
 def read_nifti(
@@ -66,14 +68,33 @@ def read_nifti(
         MedsegError: the file is no NIfTI, is truncated or damaged, has more than one frame, an
             affine matrix that is not finite or singular, or pixels that are NaN or infinite.
     """
-    if content is None:
-        content = Path(path).read_bytes()
-    packed = content[:2] == GZIP_MAGIC
-    start = _inflate(path, content, HEADER_BYTES)[0] if packed else content[:HEADER_BYTES]
+    volume = _stored(path, Path(path).read_bytes() if content is None else content, channels)
+    return replace(volume, array=_scaled(path, volume), scaling=UNSCALED)
+
+
+def open_nifti(path: Path, *, channels: bool = False) -> NiftiVolume:
+    """Read a file as `read_nifti` does, but leave scaling and a look at each pixel to the caller.
+
+    An uncompressed file is mapped into memory, so that of a large one only what is used is read; it
+    must not change meanwhile.
+
+    Raises:
+        MedsegError: as of `read_nifti`, but for pixels that are NaN or infinite.
+    """
+    if path.stat().st_size == 0:
+        return _stored(path, b"", channels)
+    with path.open("rb") as file:
+        return _stored(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), channels)
+
+
+def _stored(path: Path | str, content: bytes | mmap.mmap, channels: bool) -> NiftiVolume:
+    """Return a volume as it is stored, and its scaling."""
+    packed = content[:] if content[:2] == GZIP_MAGIC else None
+    start = content[:HEADER_BYTES] if packed is None else _inflate(path, packed, HEADER_BYTES)[0]
     header = _parse_header(path, start)
     offset, size = _data_place(path, header)
-    if packed:
-        content, whole = _inflate(path, content, offset + size)
+    if packed is not None:
+        content, whole = _inflate(path, packed, offset + size)
         if not whole and len(content) < offset + size:
             raise MedsegError(
                 f"{path}: the compressed file is truncated: {len(content)} of {offset + size} "
@@ -86,27 +107,9 @@ def read_nifti(
         )
     shape = _checked_shape(path, header, channels)
     stored = np.frombuffer(content, header.get_data_dtype(), int(np.prod(shape)), offset)
-    array = _scaled(path, header, stored.reshape(shape, order="F"))
     affine, notes = _checked_affine(path, header)
-    return NiftiVolume(array, affine, notes)
-
-
-def write_nifti(path: Path, labels: Array, geometry: Geometry) -> None:
-    """Write labels in the stored order (S, H, W) as a .nii or .nii.gz on their source grid.
-
-    The file appears whole or not at all, and equal labels give equal bytes.
-    """
-    affine = np.array(geometry.source_affine)
-    image = nibabel.Nifti1Image(np.ascontiguousarray(geometry.to_source(labels)), affine)
-    image.header.set_xyzt_units("mm")
-    if _is_orthonormal(affine):
-        # Without this code ITK ignores the quaternion and warns; a sheared grid has none.
-        image.set_qform(affine, code="aligned")
-    content = image.to_bytes()
-    if path.name.endswith(".gz"):
-        content = igzip.compress(content, mtime=0)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    scaling = _checked_scaling(path, header)
+    return NiftiVolume(stored.reshape(shape, order="F"), affine, notes, scaling)
 
 
 def is_nifti_name(name: str) -> bool:
@@ -188,14 +191,18 @@ def _checked_shape(
     )
 
 
-def _scaled(path: Path | str, header: nibabel.Nifti1Header, stored: Array) -> Array:
+def _checked_scaling(path: Path | str, header: nibabel.Nifti1Header) -> tuple[float, float]:
     try:
         slope, intercept = header.get_slope_inter()
     except _BAD_HEADER as error:
         raise MedsegError(f"{path}: scl_slope or scl_inter is not usable ({error}).") from None
-    array = stored
-    if (slope, intercept) not in ((None, None), (1.0, 0.0)):
-        array = stored * float(slope) + float(intercept)
+    return UNSCALED if slope is None else (float(slope), float(intercept or 0))
+
+
+def _scaled(path: Path | str, volume: NiftiVolume) -> Array:
+    array = volume.array
+    if volume.scaling != UNSCALED:
+        array = array * volume.scaling[0] + volume.scaling[1]
     if array.dtype.kind == "f":
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         if bad:
@@ -220,8 +227,3 @@ def _checked_affine(
         raise MedsegError(f"{path}: the affine matrix is not finite or is singular: {rows}.")
     known = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     return affine, () if known else ("the file does not state its orientation; assumed, unproved",)
-
-
-def _is_orthonormal(affine: Array) -> bool:
-    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.allclose(cosines.T @ cosines, np.eye(3), atol=1e-5))

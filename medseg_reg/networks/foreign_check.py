@@ -52,6 +52,10 @@ _REFUSED_ENCODER = (
 _INVISIBLE = ("use_checkpoint", "use_flash_attention", "grad_checkpointing")
 
 
+# What was found right in this process: a run reads its configuration several times.
+_passed: set[str] = set()
+
+
 def check_foreign(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that a foreign network does not have, that a run decides, or ignored ones.
 
@@ -59,7 +63,17 @@ def check_foreign(name: str, arguments: Mapping[str, Any]) -> None:
         ValueError: names the argument and the nearest right one, or what the network says.
     """
     cls = foreign_class(name)
-    signature = inspect.signature(cls.__init__).parameters
+    if (key := repr((name, sorted(arguments.items())))) in _passed:
+        return
+    _check_names(name, arguments, inspect.signature(cls.__init__).parameters)
+    _check_effect(name, arguments, inspect.signature(cls.__init__).parameters)
+    _passed.add(key)
+
+
+def _check_names(
+    name: str, arguments: Mapping[str, Any], signature: Mapping[str, inspect.Parameter]
+) -> None:
+    """Refuse arguments that are unknown or that a run decides; ask for those that are missing."""
     known = [p for p, one in signature.items() if one.kind is not one.VAR_KEYWORD and p != "self"]
     known = [p for p in known if p not in _REFUSED]
     encoder = ""
@@ -77,7 +91,6 @@ def check_foreign(name: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} needs {', '.join(missing)} beside its name")
     if encoder:
         check_encoder(encoder)
-    _check_effect(name, arguments, signature)
 
 
 def check_weights_file(key: str, value: Any) -> None:

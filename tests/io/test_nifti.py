@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.io.geometry import geometry_of
-from medseg_reg.io.nifti import is_nifti_name, read_nifti, write_nifti
+from medseg_reg.io.nifti import is_nifti_name, read_nifti
+from medseg_reg.io.nifti_writer import write_nifti
 from medseg_reg.io.pixels import as_labels, narrowed
 
 AFFINE = np.array([[0, -2.0, 0, 7], [1.5, 0, 0, -3], [0, 0, 3, 11], [0, 0, 0, 1]])

@@ -8,6 +8,7 @@ from monai.metrics.regression import compute_ms_ssim
 
 from medseg_reg.losses import MixedLoss, ms_ssim_loss, ms_ssim_scales, ssim_loss
 from medseg_reg.losses.similarity import SCALES
+from tests.reference import losses as reference
 
 
 def maps(spatial, batch=1, classes=1, seed=0):
@@ -59,6 +60,31 @@ def test_a_scale_that_contradicts_leaves_a_gradient_to_the_others():
     assert 0 < loss < 1
     assert ours.grad.isfinite().all()
     assert ours.grad.abs().sum() > 0
+
+
+def test_contradiction_follows_the_formula_beyond_zero():
+    t = (maps((44, 46), seed=1) > 0.5).float()
+    p = (0.9 * (1 - t) + 0.1 * maps((44, 46))).requires_grad_()
+    exponents = ms_ssim_scales((44, 46))
+    expected = reference.ms_ssim_losses(
+        p.detach().double().numpy(), t.double().numpy(), exponents, (11, 11)
+    )
+    loss = ms_ssim_loss(p, t)
+    assert loss.item() == pytest.approx(expected[0], rel=1e-5)
+    loss.sum().backward()
+    assert p.grad.abs().sum() > 0
+
+
+def test_a_coarse_pixel_counts_where_all_its_pixels_do():
+    p, t = maps((44, 46)), (maps((44, 46), seed=1) > 0.5).float()
+    counted = torch.ones(1, 1, 44, 46, dtype=torch.bool)
+    counted[..., :3, :] = False
+    p = 0.5 * (p + t)
+    expected = reference.ms_ssim_losses(
+        p.double().numpy(), t.double().numpy(), ms_ssim_scales((44, 46)), (11, 11),
+        counted[:, 0].numpy(),
+    )  # fmt: skip
+    assert ms_ssim_loss(p, t, counted).item() == pytest.approx(expected[0], rel=1e-5)
 
 
 def test_detail_lost_at_one_scale_alone_is_seen_more_weakly_than_by_ssim():

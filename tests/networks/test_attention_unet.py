@@ -57,6 +57,11 @@ def test_coefficients_lie_between_0_and_1() -> None:
     assert ((found > 0) & (found < 1)).all()
 
 
+def test_a_gate_has_the_activation_of_its_network() -> None:
+    gates = AttentionUNet(2, 1, 2, channels=(4, 6, 8), activation="gelu").attention.values()
+    assert {type(gate.act) for gate in gates} == {torch.nn.GELU}
+
+
 def test_an_open_gate_lets_the_skip_map_pass_as_in_a_u_net() -> None:
     torch.manual_seed(0)
     gated = AttentionUNet(2, 1, 2, channels=(4, 6, 8), gate_full_resolution=True).eval()

@@ -1,4 +1,4 @@
-"""Dice and IoU from counts that add up, and intervals over cases.
+"""Dice, IoU, precision, recall and difference of volumes, from counts that add up.
 
     counts = confusion_counts(prediction, target, n_classes=2)   # one row per slice
     volume = dice(counts.sum(dim=0))                             # the patient's score
@@ -10,24 +10,25 @@ score, whatever the order or the grouping of its slices. A mean of slice scores 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 EmptyPolicy = Literal["one", "zero", "nan"]
-"""What a class scores where truth and prediction are both empty."""
+"""What a class scores where truth and prediction are both empty.
+
+"one" is the best score (an agreed absence is a success), "zero" the worst, "nan" is left out of
+means. Where one of the two alone is empty, every score of overlap is 0, whatever the policy.
+"""
 
 # Voxels that are turned into 64-bit indices at once: 32 MiB, whatever the size of a volume.
 _CHUNK = 1 << 22
 
 
-def confusion_counts(prediction: Tensor, target: Tensor, n_classes: int) -> Tensor:
+def confusion_counts(
+    prediction: Tensor, target: Tensor, n_classes: int, ignore: int | None = None
+) -> Tensor:
     """Count true positives, false positives and false negatives per sample and class.
 
     Memory: the inputs, n_classes^2 counts per sample, and about 100 MiB of scratch.
@@ -37,6 +38,7 @@ def confusion_counts(prediction: Tensor, target: Tensor, n_classes: int) -> Tens
         target: labels of the same shape.
         n_classes: number of labels with the background: 2 for a binary task, also where the
             network has a single channel.
+        ignore: a label of the target, such as 255, whose voxels are not counted.
 
     Returns:
         int64 counts in voxels, (B, n_classes, 3), last axis (TP, FP, FN), on the inputs'
@@ -53,10 +55,11 @@ def confusion_counts(prediction: Tensor, target: Tensor, n_classes: int) -> Tens
         tensor([[2, 1, 0],
                 [0, 0, 1]])
     """
-    _check_labels(prediction, target, n_classes)
+    _check_labels(prediction, target, n_classes, ignore)
     samples = target.shape[0]
     predicted, true = prediction.flatten(1), target.flatten(1)
-    voxels, cells = predicted.shape[1], n_classes * n_classes
+    # Ignored voxels go to a cell of their own, the last one.
+    voxels, cells = predicted.shape[1], n_classes * n_classes + 1
     matrix = torch.zeros(samples, cells, dtype=torch.int64, device=target.device)
     # Many small slices share a chunk and a large volume is cut into several.
     rows = max(1, _CHUNK // max(1, voxels))
@@ -65,9 +68,12 @@ def confusion_counts(prediction: Tensor, target: Tensor, n_classes: int) -> Tens
         offset = torch.arange(len(here), device=target.device).unsqueeze(1) * cells
         for begin in range(0, voxels, _CHUNK):
             piece = (slice(start, start + rows), slice(begin, begin + _CHUNK))
-            cell = (true[piece].long() * n_classes).add_(predicted[piece]).add_(offset)
+            cell = true[piece].long() * n_classes + predicted[piece]
+            if ignore is not None:
+                cell.masked_fill_(true[piece].long() == ignore, cells - 1)
+            cell += offset
             here += torch.bincount(cell.flatten(), minlength=here.numel()).view_as(here)
-    table = matrix.view(samples, n_classes, n_classes)
+    table = matrix[:, :-1].view(samples, n_classes, n_classes)
     hits = table.diagonal(dim1=1, dim2=2)
     return torch.stack([hits, table.sum(dim=1) - hits, table.sum(dim=2) - hits], dim=-1)
 
@@ -98,8 +104,8 @@ def dice(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
         >>> dice(slices).flatten().tolist(), dice(slices.sum(dim=0)).tolist()
         ([0.8571428571428571, 0.0, 1.0], [0.5454545454545454])
     """
-    hits, misses = _hits_and_misses(counts)
-    return _ratio(2 * hits, 2 * hits + misses, empty)
+    hits, false, missed = _parts(counts)
+    return _ratio(2 * hits, 2 * hits + false + missed, counts, empty)
 
 
 def iou(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
@@ -123,8 +129,64 @@ def iou(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
         >>> iou(torch.tensor([[3, 1, 0], [0, 0, 0]]), empty="nan").tolist()
         [0.75, nan]
     """
-    hits, misses = _hits_and_misses(counts)
-    return _ratio(hits, hits + misses, empty)
+    hits, false, missed = _parts(counts)
+    return _ratio(hits, hits + false + missed, counts, empty)
+
+
+def precision(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
+    """Return the precision TP / (TP + FP) of each class: how much of what is found is there.
+
+    Arguments and errors are those of `dice`. Where nothing is found of what is there, it is 0.
+
+    Example:
+        >>> precision(torch.tensor([[3, 1, 0], [0, 0, 5]])).tolist()
+        [0.75, 0.0]
+    """
+    hits, false, _ = _parts(counts)
+    return _ratio(hits, hits + false, counts, empty)
+
+
+def recall(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
+    """Return the recall TP / (TP + FN) of each class, its sensitivity: how much is found.
+
+    Arguments and errors are those of `dice`. Where nothing is there but something is found, it
+    is 0, as Dice is.
+
+    Example:
+        >>> recall(torch.tensor([[3, 1, 0], [0, 5, 0]])).tolist()
+        [1.0, 0.0]
+    """
+    hits, _, missed = _parts(counts)
+    return _ratio(hits, hits + missed, counts, empty)
+
+
+def volume_difference(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
+    """Return the relative difference of volumes (FP - FN) / (TP + FN) of each class, signed.
+
+    Above 0 too much is found, below 0 too little; it says nothing of the place. There is no
+    worst value: where the truth is empty it is NaN, but 0 if the prediction is empty too and the
+    policy is "one".
+
+    Args:
+        counts: as of `dice`.
+        empty: as of `dice`.
+
+    Returns:
+        float64, at least -1, (..., n_classes).
+
+    Raises:
+        ValueError: as of `dice`.
+
+    Example:
+        >>> volume_difference(torch.tensor([[3, 1, 5], [0, 0, 0], [0, 1, 0]])).tolist()
+        [-0.5, 0.0, nan]
+    """
+    hits, false, missed = _parts(counts)
+    agreed = 0.0 if _value(empty) == 1 else math.nan
+    there = hits + missed
+    relative = (false - missed).double() / there.clamp_min(1)
+    relative = relative.masked_fill(there == 0, math.nan)
+    return relative.masked_fill((there == 0) & (false == 0), agreed)
 
 
 def empty_cases(counts: Tensor) -> Tensor:
@@ -146,126 +208,11 @@ def empty_cases(counts: Tensor) -> Tensor:
         >>> empty_cases(torch.tensor([[[9, 0, 0], [0, 0, 0]], [[8, 0, 1], [0, 1, 0]]])).tolist()
         [0, 1]
     """
-    hits, misses = _hits_and_misses(counts)
-    return ((hits + misses) == 0).reshape(-1, counts.shape[-2]).sum(dim=0)
+    hits, false, missed = _parts(counts)
+    return ((hits + false + missed) == 0).reshape(-1, counts.shape[-2]).sum(dim=0)
 
 
-class Interval(NamedTuple):
-    """A mean over cases with its bootstrap interval.
-
-    Attributes:
-        mean: mean of the values used; NaN if there are none.
-        low: lower bound, NaN where `method` is "none".
-        high: upper bound, NaN where `method` is "none".
-        n: number of values used.
-        left_out: number of NaN values left out.
-        method: "bca", "percentile" (BCa was not defined), "constant" (all values are equal,
-            the interval is that one point) or "none" (fewer than three values).
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    left_out: int
-    method: Literal["bca", "percentile", "constant", "none"]
-
-
-def bootstrap_interval(
-    values: Sequence[float] | npt.NDArray[np.floating] | Tensor,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Return the mean over cases and its bootstrap interval (bias-corrected, accelerated).
-
-    Give one value per independent unit, that is per patient or video: slices of one patient
-    are not independent, and an interval over slices is far too narrow. NaN (the "nan" policy
-    of `dice`) is left out and counted.
-
-    The rule where BCa cannot speak: fewer than three values give no interval (two values
-    resample to three different means, which says nothing at 95 %). Equal values give the one
-    point, flagged "constant": no spread was seen, which is not certainty. Else, should BCa be
-    undefined, the percentile interval, flagged. Under ten cases any bootstrap is optimistic.
-
-    Source: B. Efron, "Better bootstrap confidence intervals", JASA 1987,
-    doi:10.1080/01621459.1987.10478410, as in `scipy.stats.bootstrap`.
-
-    Args:
-        values: one score per case, one axis.
-        confidence: coverage, between 0 and 1.
-        resamples: number of resamples.
-        seed: seed of an own generator; the global ones stay untouched.
-
-    Raises:
-        ValueError: `values` have several axes or hold infinities, or an argument is out of
-            range.
-
-    Example:
-        >>> interval = bootstrap_interval([0.70, 0.82, 0.75, 0.90, 0.78, math.nan])
-        >>> interval.n, interval.left_out, interval.method, round(interval.mean, 3)
-        (5, 1, 'bca', 0.79)
-        >>> interval.low < 0.79 < interval.high
-        True
-    """
-    scores = _finite_or_nan(values)
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(
-            f"confidence is {confidence} and resamples is {resamples}, "
-            "expected 0 < confidence < 1 and resamples >= 1"
-        )
-    used = scores[~np.isnan(scores)]
-    left_out = len(scores) - len(used)
-    if len(used) < 3:
-        mean = float(used.mean()) if len(used) else math.nan
-        return Interval(mean, math.nan, math.nan, len(used), left_out, "none")
-    if np.ptp(used) == 0:
-        value = float(used[0])
-        return Interval(value, value, value, len(used), left_out, "constant")
-    methods: tuple[Literal["bca", "percentile"], ...] = ("bca", "percentile")
-    for method in methods:
-        low, high = _bootstrap(used, method, confidence, resamples, seed)
-        if math.isfinite(low) and math.isfinite(high):
-            break
-    return Interval(float(used.mean()), low, high, len(used), left_out, method)
-
-
-def _finite_or_nan(
-    values: Sequence[float] | npt.NDArray[np.floating] | Tensor,
-) -> npt.NDArray[np.float64]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
-    scores = np.asarray(values, dtype=np.float64)
-    infinite = int(np.isinf(scores).sum())
-    if scores.ndim != 1 or infinite:
-        raise ValueError(
-            f"values have shape {scores.shape} and {infinite} infinities, "
-            "expected one finite score (or NaN) per case"
-        )
-    return scores
-
-
-def _bootstrap(
-    scores: npt.NDArray[np.float64], method: str, confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    # An undefined BCa is answered by the caller, with the percentile interval.
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            (scores,),
-            np.mean,
-            n_resamples=resamples,
-            # Resamples held at once: about 32 MiB, so that thousands of cases fit as well.
-            batch=max(1, _CHUNK // len(scores)),
-            confidence_level=confidence,
-            method=method,
-            rng=np.random.default_rng(seed),
-        )
-    interval = result.confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def _check_labels(prediction: Tensor, target: Tensor, n_classes: int) -> None:
+def _check_labels(prediction: Tensor, target: Tensor, n_classes: int, ignore: int | None) -> None:
     shapes = f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)}"
     if n_classes < 2:
         raise ValueError(f"n_classes is {n_classes}, expected at least 2: background counts")
@@ -277,9 +224,9 @@ def _check_labels(prediction: Tensor, target: Tensor, n_classes: int) -> None:
                 f"{name} is {labels.dtype} ({shapes}), expected integer labels: "
                 "apply a threshold or argmax first"
             )
-    if target.numel() == 0:
-        return
-    bounds = [(int(x.min()), int(x.max())) for x in (prediction, target)]
+    if ignore is not None:
+        target = target[target.long() != ignore]
+    bounds = [(int(x.min()), int(x.max())) if x.numel() else (0, 0) for x in (prediction, target)]
     if min(low for low, _ in bounds) < 0 or max(high for _, high in bounds) >= n_classes:
         (p_low, p_high), (t_low, t_high) = bounds
         raise ValueError(
@@ -288,18 +235,23 @@ def _check_labels(prediction: Tensor, target: Tensor, n_classes: int) -> None:
         )
 
 
-def _hits_and_misses(counts: Tensor) -> tuple[Tensor, Tensor]:
+def _parts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return true positives, false positives and false negatives."""
     if counts.is_floating_point() or counts.ndim < 2 or counts.shape[-1] != 3:
         raise ValueError(
             f"counts are {counts.dtype} of shape {tuple(counts.shape)}, "
             "expected integers of shape (..., n_classes, 3)"
         )
-    return counts[..., 0], counts[..., 1] + counts[..., 2]
+    return counts[..., 0], counts[..., 1], counts[..., 2]
 
 
-def _ratio(numerator: Tensor, denominator: Tensor, empty: EmptyPolicy) -> Tensor:
+def _value(empty: EmptyPolicy) -> float:
     values = {"one": 1.0, "zero": 0.0, "nan": math.nan}
     if empty not in values:
         raise ValueError(f"empty is {empty!r}, expected one of {', '.join(get_args(EmptyPolicy))}")
+    return values[empty]
+
+
+def _ratio(numerator: Tensor, denominator: Tensor, counts: Tensor, empty: EmptyPolicy) -> Tensor:
     ratio = numerator.double() / denominator.clamp_min(1)
-    return ratio.masked_fill(denominator == 0, values[empty])
+    return ratio.masked_fill((counts == 0).all(dim=-1), _value(empty))

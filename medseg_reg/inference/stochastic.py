@@ -1,0 +1,143 @@
+"""Which layers of a network draw by chance, and a network in which only those do so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from medseg_reg.errors import MedsegError
+from medseg_reg.regularizers import HeuristicDropout, Regularizer
+
+# Layers of timm, torchvision and MONAI that are no subclass of torch's dropout, by their classes'
+# names, so that none of the three is imported for it.
+_FOREIGN = {"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"}
+_RATES = ("drop_prob", "p", "dropout")
+
+
+def stochastic_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that draw by chance while training, by their paths.
+
+    These are our regularizers whose instances are `stochastic`, every kind of torch's dropout,
+    drop path, stochastic depth and DropBlock of timm, torchvision and MONAI, and torch's attention
+    with dropout, each with a rate above zero.
+
+    >>> from medseg_reg.regularizers import HeuristicDropout, SpatialDropout
+    >>> list(stochastic_layers(nn.Sequential(SpatialDropout(0.1), HeuristicDropout(0.1))))
+    ['0']
+    """
+    return {path: layer for path, layer in network.named_modules() if _draws(layer)}
+
+
+def fixed_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the regularizers and dropouts that do not draw, by their paths."""
+    return {
+        path: layer
+        for path, layer in network.named_modules()
+        if isinstance(layer, _DropoutNd) and not _draws(layer)
+    }
+
+
+def _draws(layer: nn.Module) -> bool:
+    if isinstance(layer, Regularizer):
+        return layer.stochastic and layer.p > 0
+    names = {base.__name__ for base in type(layer).__mro__}
+    if isinstance(layer, _DropoutNd | nn.MultiheadAttention) or names & _FOREIGN:
+        rates = (getattr(layer, name, None) for name in _RATES)
+        return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
+    return False
+
+
+@contextmanager
+def sampling(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """For one block, let the stochastic layers draw while everything else stays in evaluation.
+
+    Batch normalization keeps using, and does not change, what it learned. The modes of all modules
+    are restored at the end.
+
+    Yields:
+        The stochastic layers.
+    """
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        layers = list(stochastic_layers(network).values())
+        for layer in layers:
+            for part in layer.modules():
+                part.training = not isinstance(part, _NormBase)
+        for module in network.modules():
+            # In evaluation mode torch's fast path leaves the dropouts inside out.
+            if isinstance(module, nn.TransformerEncoderLayer) and stochastic_layers(module):
+                module.training = True
+        yield layers
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the generators that a network on `device` draws from, for one block."""
+    devices = []
+    if device.type == "cuda":
+        devices = [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would seed every GPU, and only the forked one gets its state back.
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def require_stochastic(network: nn.Module, owner: str) -> None:
+    """Refuse a network of which MC dropout would see one and the same answer every time.
+
+    Args:
+        network: with its regularizers in their places.
+        owner: what the network is, for the message.
+
+    Raises:
+        MedsegError: names the layers that do not draw, why, and what to do.
+    """
+    if stochastic_layers(network):
+        return
+    fixed = fixed_layers(network)
+    if not fixed:
+        raise MedsegError(
+            f"{owner}: has no layer that draws by chance, so MC dropout would see one answer. "
+            "Train with a stochastic regularizer, such as spatial_dropout."
+        )
+    raise MedsegError(
+        f"{owner}: none of its layers draws by chance, so MC dropout would see one answer. "
+        f"{describe_fixed(fixed)}"
+    )
+
+
+def describe_fixed(fixed: Mapping[str, nn.Module]) -> str:
+    """Say which layers do not draw, why, and what would make them draw."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for path, layer in fixed.items():
+        groups.setdefault((type(layer).__name__, _reason(layer)), []).append(path)
+    return " ".join(
+        f"{name} ({', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''}) "
+        f"{reason}"
+        for (name, reason), paths in groups.items()
+    )
+
+
+def _reason(layer: nn.Module) -> str:
+    if getattr(layer, "p", 0) == 0:
+        return "has the rate p = 0: train with a rate above it."
+    if isinstance(layer, HeuristicDropout):
+        return (
+            f"takes the channels of the highest score (selection: {layer.selection}): train with "
+            "`selection: sampled`, which draws them."
+        )
+    return (
+        "decides by its input, not by chance: train with a stochastic regularizer, such as "
+        "spatial_dropout."
+    )

@@ -1,0 +1,37 @@
+"""Run directories with weights drawn at random, for tests of what comes after the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medseg_reg.config import parse_config
+from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.checkpoint import save_weights
+from medseg_reg.engine.network import build_run_network
+from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+from tests.training import tiny_config
+
+SPATIAL = [{"name": "spatial_dropout", "places": "between_convs", "p": 0.5}]
+HEURISTIC = [{"name": "heuristic_dropout", "places": "between_convs", "p": 0.5}]
+NOISY = {"regularization__architecture": SPATIAL}
+FIXED = {"regularization__architecture": HEURISTIC}
+PLAIN = {"regularization__architecture": []}
+
+
+def make_run(path: Path, store: SliceStore, seed: int = 0, **changes: object) -> Path:
+    """Write a finished run that was never trained."""
+    config = parse_config(tiny_config(store.path, path, seed=seed, **changes), "test")
+    run = RunDirectory(path)
+    run.prepare(config)
+    image = store.image(store.manifest.cases[0].name)
+    run.begin(DataFacts.of(store, image.shape[3] if image.ndim == 4 else 1), store)
+    torch.manual_seed(seed)
+    network, _ = build_run_network(config, run.data_facts())
+    with torch.no_grad():
+        # Else every class is about as probable as the others.
+        [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1].weight.mul_(20)
+    save_weights(network, run.weights)
+    return path

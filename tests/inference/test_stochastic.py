@@ -1,0 +1,167 @@
+"""Which layers draw by chance, and a network in which only those do."""
+
+from __future__ import annotations
+
+import pytest
+import timm.layers
+import torch
+import torchvision
+from monai.networks.layers import DropPath as MonaiDropPath
+from torch import nn
+
+from medseg_reg.errors import MedsegError
+from medseg_reg.inference.stochastic import (
+    fixed_layers,
+    require_stochastic,
+    sampling,
+    seeded,
+    stochastic_layers,
+)
+from medseg_reg.regularizers import (
+    DropBlock,
+    HeuristicDropout,
+    NSDropout,
+    Regularizer,
+    SpatialDropout,
+)
+
+
+class Composite(Regularizer):
+    """A regularizer of somebody else that brings a normalization along."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+        self.norm, self.drop = nn.BatchNorm2d(2), nn.Dropout(0.5)
+
+    def regularize(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SpatialDropout(0.2),
+        DropBlock(0.2),
+        HeuristicDropout(0.2, selection="sampled"),
+        nn.Dropout(0.1),
+        nn.Dropout2d(0.1),
+        nn.AlphaDropout(0.1),
+        timm.layers.DropPath(0.1),
+        timm.layers.DropBlock2d(0.1),
+        torchvision.ops.StochasticDepth(0.1, "row"),
+        torchvision.ops.DropBlock2d(0.1, 3),
+        MonaiDropPath(0.1),
+        nn.MultiheadAttention(4, 2, dropout=0.1),
+    ],
+    ids=lambda layer: f"{type(layer).__module__.split('.')[0]}.{type(layer).__name__}",
+)
+def test_a_layer_that_draws_is_found(layer):
+    assert stochastic_layers(nn.Sequential(nn.ReLU(), layer))["1"] is layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        HeuristicDropout(0.2),
+        NSDropout(0.2),
+        SpatialDropout(0.0),
+        nn.Dropout(0.0),
+        timm.layers.DropPath(0.0),
+        nn.MultiheadAttention(4, 2),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_that_does_not_draw_is_not(layer):
+    assert stochastic_layers(nn.Sequential(layer)) == {}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), SpatialDropout(0.5), HeuristicDropout(0.5)
+    )
+
+
+def test_only_the_layers_that_draw_are_in_training_mode():
+    model = network().train()
+    with sampling(model) as layers:
+        assert layers == [model[2]]
+        assert [part.training for part in model] == [False, False, True, False]
+        assert not model.training
+    assert all(module.training for module in model.modules())
+
+
+def test_normalization_keeps_and_uses_what_it_learned():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(8, 1, 6, 6) * 9 + 50
+    with sampling(model), torch.no_grad():
+        first, second = model[:2](images[:1]), model[:2](images)
+        model(images)
+    # In training mode the batch would decide its own mean.
+    assert torch.equal(first, second[:1])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_modes_come_back_after_an_error():
+    model = network().eval()
+    with pytest.raises(RuntimeError), sampling(model):
+        raise RuntimeError
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_normalization_inside_a_regularizer_stays_in_evaluation():
+    model = nn.Sequential(Composite()).eval()
+    with sampling(model):
+        assert model[0].training
+        assert model[0].drop.training
+        assert not model[0].norm.training
+
+
+def test_the_fast_path_of_transformers_does_not_leave_dropouts_out():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True))
+    tokens = torch.randn(2, 5, 8)
+    with sampling(model), torch.inference_mode():
+        assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_seeding_is_for_a_block_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(torch.device("cpu"), 1):
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(torch.device("cpu"), 1):
+        assert torch.equal(torch.rand(3), first)
+    assert not torch.equal(first, expected)
+
+
+def test_a_network_that_draws_is_accepted():
+    require_stochastic(network(), "run")
+
+
+def test_a_network_without_such_layers_is_told_apart():
+    with pytest.raises(MedsegError, match=r"^run: has no layer that draws.*spatial_dropout"):
+        require_stochastic(nn.Sequential(nn.ReLU()), "run")
+
+
+def test_layers_that_do_not_draw_are_named_with_what_helps():
+    model = nn.Module()
+    model.one, model.two = HeuristicDropout(0.1), HeuristicDropout(0.1)
+    model.none, model.labels = SpatialDropout(0.0), NSDropout(0.2)
+    assert list(fixed_layers(model)) == ["one", "two", "none", "labels"]
+    with pytest.raises(MedsegError) as error:
+        require_stochastic(model, "runs/a")
+    text = str(error.value)
+    assert "HeuristicDropout (one, two) takes the channels" in text
+    assert "`selection: sampled`" in text
+    assert "SpatialDropout (none) has the rate p = 0" in text
+    assert "NSDropout (labels) decides by its input" in text
+
+
+def test_many_places_are_cut_short():
+    model = nn.Sequential(*(HeuristicDropout(0.1) for _ in range(9)))
+    with pytest.raises(MedsegError, match=r"\(0, 1, 2 and 6 more\)"):
+        require_stochastic(model, "run")
