@@ -104,7 +104,7 @@ MEANINGS = {
     "regularization.architecture[].schedule.turn": "Share of the training after which the rate is "
     "0, for `v_shape`. Published: the end of the learning rate's warm-up.",
     "regularization.architecture[].depth_ramp": "If set, the rate changes evenly from place to "
-    "place, in the order in which a slice comes by. `{}` is a ramp from 0 to `p`.",
+    "place, in the order in which a slice comes by. `true` is a ramp from 0 to `p`.",
     "regularization.architecture[].depth_ramp.first": "Factor on `p` at the first place.",
     "regularization.architecture[].depth_ramp.last": "Factor on `p` at the last place.",
     "regularization.error.ce": "Group 3, error function: weight of the cross-entropy.",

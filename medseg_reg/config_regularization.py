@@ -94,6 +94,10 @@ def _as_schedule(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _as_ramp(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class LayerSpec(BaseModel):
     """One regularizer layer: its name, its places, its own parameters (`p` first) beside them.
 
@@ -112,7 +116,10 @@ class LayerSpec(BaseModel):
         RateScheduleSpec,
         BeforeValidator(_as_schedule, json_schema_input_type=RateScheduleName | RateScheduleSpec),
     ] = RateScheduleSpec()
-    depth_ramp: DepthRampSpec | None = None
+    depth_ramp: Annotated[
+        DepthRampSpec | None,
+        BeforeValidator(_as_ramp, json_schema_input_type=bool | DepthRampSpec | None),
+    ] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -163,3 +163,8 @@ def test_the_schema_knows_both_ways_to_write_a_schedule() -> None:
         {"depth_ramp": 0.5},
     ):
         assert problems(wrong), wrong
+
+
+def test_a_ramp_that_is_just_asked_for_is_the_default_one() -> None:
+    assert layers(", depth_ramp: true")[0].depth_ramp == DepthRampSpec()
+    assert layers(", depth_ramp: false")[0].depth_ramp is None
