@@ -46,7 +46,7 @@ class LazySlices:
 
     Example:
         >>> slices = LazySlices(np.ones((5, 2, 2), np.int16), lambda block: block * 0.5, np.float32)
-        >>> slices[1:3].shape, slices[4].max()
+        >>> slices[1:3].shape, float(slices[4].max())
         ((2, 2, 2), 0.5)
     """
 
