@@ -35,7 +35,6 @@ from matplotlib import pyplot
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import replacing, write_json
@@ -114,12 +113,7 @@ def gather(run: RunDirectory, part: str, draws: int, seed: int) -> dict[str, Any
         (BINS, 2), the same for rates; `slices` (slices, 2), the mean of the measure and the share
         of wrong pixels.
     """
-    config = run.config()
-    store = SliceStore(config.data.store)
-    run.require_data(store)
-    splits = run.splits(store)
-    if splits is None:
-        raise MedsegError(f"{run.path / 'splits.json'}: is missing; the run is incomplete.")
+    store, splits = run.data(run.config().data.store)
     sampled, single = (load_runs([run], Way(draws=n, seed=seed)).ensemble for n in (draws, 0))
     top = float(np.log(len(store.classes)))
     edges = {

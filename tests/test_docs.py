@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from medseg_reg.config import Config, load_config
 from medseg_reg.regularizers import base
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -54,13 +54,7 @@ def options_of(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> set[st
 
 @pytest.fixture(scope="module")
 def make_configuration() -> ModuleType:
-    path = ROOT / "docs" / "make_configuration.py"
-    spec = importlib.util.spec_from_file_location("make_configuration", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/make_configuration.py")
 
 
 def test_the_page_of_the_configuration_is_up_to_date(make_configuration: ModuleType) -> None:

@@ -191,6 +191,19 @@ class RunDirectory:
         path = self.path / "splits.json"
         return read_splits(path, store) if path.exists() else None
 
+    def data(self, store_path: Path) -> tuple[SliceStore, Splits]:
+        """Open the store of the run, and read which of its cases are for what.
+
+        Raises:
+            MedsegError: the store is missing or has changed, or there is no split yet.
+        """
+        store = SliceStore(store_path)
+        self.require_data(store)
+        splits = self.splits(store)
+        if splits is None:
+            raise MedsegError(f"{self.path / 'splits.json'}: is missing; the run is incomplete.")
+        return store, splits
+
     def require_data(self, store: SliceStore) -> None:
         """Refuse a store that is not the one that the run was trained on."""
         if self.data_facts().manifest_sha256 != manifest_hash(store):

@@ -12,7 +12,6 @@ from medseg_reg.config import EvaluationSpec
 from medseg_reg.data.store import CaseRow
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.predictor import Predictor, require_finite
-from medseg_reg.inference.uncertainty import Average
 from medseg_reg.metrics import (
     SurfaceDistances,
     average_surface_distance,
@@ -50,14 +49,9 @@ def predict_and_calibrate(
         MedsegError: as of `Predictor.labels`, or the network gives no probabilities.
     """
     require_finite(images, name)
-    case = predictor.case(images, name, truth=truth)
     labels = np.empty(images.shape[:3], dtype=np.uint8)
     counts = torch.zeros(1, bins, 3, dtype=torch.int64)
-    for start in range(0, len(images), predictor.batch_size):
-        votes = Average(maps=False)
-        for p in case.members(start, start + predictor.batch_size):
-            votes.add(p)
-        mean = votes.mean()
+    for start, mean in predictor.batches(images, name, truth=truth):
         labels[start : start + len(mean)] = mean.argmax(dim=1).to(torch.uint8).cpu()
         if mean.device.type == "mps":  # which has no float64
             mean = mean.cpu()

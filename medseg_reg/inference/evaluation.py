@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from medseg_reg.config import Config, EvaluationSpec
@@ -72,11 +73,7 @@ def evaluate(
     """
     config = run.config()
     network = load_run_network(run)
-    store = SliceStore(store_path or config.data.store)
-    run.require_data(store)
-    splits = run.splits(store)
-    if splits is None:
-        raise MedsegError(f"{run.path / 'splits.json'}: is missing; the run is incomplete.")
+    store, splits = run.data(store_path or config.data.store)
     cases = getattr(splits, part)
     out = run.path if part == "test" else run.path / "evaluation" / part
     tables = run.path / "evaluation" if part == "test" else out
@@ -92,13 +89,7 @@ def evaluate(
         return dict(summary)
     facts = run.data_facts()
     shape = (1, facts.channels, *(config.data.image.size or store.row(cases[0]).shape[1:3]))
-    predictor = Predictor(
-        network,
-        config.data.image,
-        facts.channels,
-        config.evaluation.batch_size,
-        choose_accelerator(config.training.accelerator),
-    )
+    predictor = run_predictor(run, network)
     counts, more = score_cases(
         store, cases, predictor, config.evaluation, f"evaluate {part}", config.training.progress
     )
@@ -123,6 +114,18 @@ def evaluate(
     # Last, because its presence says that the others are there.
     write_json(done, summary)
     return summary
+
+
+def run_predictor(run: RunDirectory, network: nn.Module) -> Predictor:
+    """Return what predicts by a network of a run as its evaluation does."""
+    config = run.config()
+    return Predictor(
+        network,
+        config.data.image,
+        run.data_facts().channels,
+        config.evaluation.batch_size,
+        choose_accelerator(config.training.accelerator),
+    )
 
 
 def count_cases(

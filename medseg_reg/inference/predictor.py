@@ -15,8 +15,9 @@ from medseg_reg.data.preprocessing import Fit, ImageSpec, Limits, limits_of, sca
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.passes import Passes
 from medseg_reg.inference.slices import Slices
-from medseg_reg.inference.stochastic import require_stochastic, sampling, seeded
+from medseg_reg.inference.stochastic import require_stochastic, sampling
 from medseg_reg.inference.uncertainty import Average
+from medseg_reg.insertion.running import seeded
 from medseg_reg.regularizers.protocols import LabelReader
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -65,12 +66,7 @@ class Predictor:
         self.passes, self.draws, self.seed = passes or Passes(), draws, seed
         if draws:
             require_stochastic(self.network, "the network")
-        # Layers that read the true labels of what they are tested on, as some papers did.
-        self.cheating = [
-            layer
-            for layer in self.network.modules()
-            if isinstance(layer, LabelReader) and not layer.valid_for_reporting
-        ]
+        self.cheating = cheating_layers(self.network)
 
     @property
     def invalid_because(self) -> str:
@@ -95,7 +91,7 @@ class Predictor:
         """
         require_finite(images, name)
         result = np.empty(images.shape[:3], dtype=np.uint8)
-        for start, scores in self._batches(images, name, truth=truth):
+        for start, scores in self.batches(images, name, truth=truth):
             result[start : start + len(scores)] = scores.argmax(dim=1).to(torch.uint8).cpu()
         return result
 
@@ -112,7 +108,7 @@ class Predictor:
         limits = limits_of(self.image, images, name)
         if truth is not None:
             truth = truth[np.newaxis]
-        for _, scores in self._batches(images[number : number + 1], name, limits, truth):
+        for _, scores in self.batches(images[number : number + 1], name, limits, truth):
             labels: Array = scores.argmax(dim=1).to(torch.uint8).cpu().numpy()[0]
             return labels
         raise IndexError(f"{name}: has no slice {number}")
@@ -156,14 +152,17 @@ class Predictor:
             limits = limits_of(self.image, pixels, name)
         return Case(self, images, limits, Fit.of(spec, (rows, columns)), truth)
 
-    def _batches(
+    def batches(
         self,
         images: Slices,
         name: str,
         limits: Limits | None = None,
         truth: Array | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of a first slice and class probabilities (B, K, H, W)."""
+        """Yield the number of a first slice and class probabilities (B, K, H, W).
+
+        Arguments and errors are those of `case`; pixels are not looked at, see `require_finite`.
+        """
         case = self.case(images, name, limits, truth)
         for start in range(0, len(images), self.batch_size):
             votes = Average(maps=False)
@@ -223,6 +222,15 @@ class Case:
         finally:
             for layer in layers:
                 layer.labels = None
+
+
+def cheating_layers(network: nn.Module) -> list[LabelReader]:
+    """Return the layers that read the true labels of what they are tested on, as papers did."""
+    return [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, LabelReader) and not layer.valid_for_reporting
+    ]
 
 
 def require_finite(images: Slices, name: str) -> None:

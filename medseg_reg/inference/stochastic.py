@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from medseg_reg.errors import MedsegError
+from medseg_reg.insertion.running import modes_kept
 from medseg_reg.regularizers import HeuristicDropout, Regularizer
 
 # Layers of timm, torchvision and MONAI that are no subclass of torch's dropout, by their classes'
@@ -62,8 +62,7 @@ def sampling(network: nn.Module) -> Iterator[list[nn.Module]]:
     Yields:
         The stochastic layers.
     """
-    modes = {module: module.training for module in network.modules()}
-    try:
+    with modes_kept(network):
         network.eval()
         layers = list(stochastic_layers(network).values())
         for layer in layers:
@@ -74,23 +73,6 @@ def sampling(network: nn.Module) -> Iterator[list[nn.Module]]:
             if isinstance(module, nn.TransformerEncoderLayer) and stochastic_layers(module):
                 module.training = True
         yield layers
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the generators that a network on `device` draws from, for one block."""
-    devices = []
-    if device.type == "cuda":
-        devices = [torch.cuda.current_device() if device.index is None else device.index]
-    with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed would seed every GPU, and only the forked one gets its state back.
-        torch.default_generator.manual_seed(seed)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
 
 
 def require_stochastic(network: nn.Module, owner: str) -> None:

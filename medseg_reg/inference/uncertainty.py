@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from medseg_reg.inference.stochastic import sampling, seeded
+from medseg_reg.inference.stochastic import sampling
+from medseg_reg.insertion.running import seeded
 from medseg_reg.networks.build import probabilities
 
 

@@ -13,9 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.network import load_run_network
-from medseg_reg.engine.precision import choose_accelerator
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import replacing
@@ -23,6 +21,7 @@ from medseg_reg.inference.evaluation import (
     Part,
     case_table,
     count_cases,
+    run_predictor,
     slice_table,
     summarise,
 )
@@ -60,11 +59,7 @@ def width_curve(
             f"{run.path}: was trained without structural_dropout, so it has one width only. Add it "
             "to regularization.architecture and train again."
         )
-    store = SliceStore(config.data.store)
-    run.require_data(store)
-    splits = run.splits(store)
-    if splits is None:
-        raise MedsegError(f"{run.path / 'splits.json'}: is missing; the run is incomplete.")
+    store, splits = run.data(config.data.store)
     rows = []
     for width in sorted(widths):
         counts = count_cases(
@@ -96,18 +91,11 @@ def width_curve(
 
 
 def _predictor(run: RunDirectory, network: nn.Module, width: float) -> Predictor:
-    config, facts = run.config(), run.data_facts()
     network = copy.deepcopy(network)
     for layer in network.modules():
         if isinstance(layer, StructuralDropout):
             layer.width = width
-    return Predictor(
-        network,
-        config.data.image,
-        facts.channels,
-        config.evaluation.batch_size,
-        choose_accelerator(config.training.accelerator),
-    )
+    return run_predictor(run, network)
 
 
 def _parameters(run: RunDirectory, network: nn.Module, width: float) -> int:

@@ -35,28 +35,37 @@ def device_of(example: Example) -> torch.device:
 
 
 @contextmanager
-def seeded(device: torch.device) -> Iterator[None]:
+def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
     """Seed the generators that a network on `device` draws from, for one block."""
-    devices = [device.index or 0] if device.type == "cuda" else []
+    devices = []
+    if device.type == "cuda":
+        devices = [torch.cuda.current_device() if device.index is None else device.index]
     with torch.random.fork_rng(devices=devices):
         # torch.manual_seed would seed every GPU, and only those forked get their state back.
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         for index in devices:
-            torch.cuda.default_generators[index].manual_seed(0)
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore at the end of a block which modules are in training mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
 def quietly(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode without gradients; modes and torch's random state are restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         with torch.no_grad(), seeded(device):
             yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

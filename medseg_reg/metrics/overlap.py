@@ -182,7 +182,7 @@ def volume_difference(counts: Tensor, empty: EmptyPolicy = "one") -> Tensor:
         [-0.5, 0.0, nan]
     """
     hits, false, missed = _parts(counts)
-    agreed = 0.0 if _value(empty) == 1 else math.nan
+    agreed = 0.0 if empty_score(empty) == 1 else math.nan
     there = hits + missed
     relative = (false - missed).double() / there.clamp_min(1)
     relative = relative.masked_fill(there == 0, math.nan)
@@ -245,7 +245,8 @@ def _parts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return counts[..., 0], counts[..., 1], counts[..., 2]
 
 
-def _value(empty: EmptyPolicy) -> float:
+def empty_score(empty: EmptyPolicy) -> float:
+    """Return the score of a class that is empty in truth and prediction."""
     values = {"one": 1.0, "zero": 0.0, "nan": math.nan}
     if empty not in values:
         raise ValueError(f"empty is {empty!r}, expected one of {', '.join(get_args(EmptyPolicy))}")
@@ -254,4 +255,4 @@ def _value(empty: EmptyPolicy) -> float:
 
 def _ratio(numerator: Tensor, denominator: Tensor, counts: Tensor, empty: EmptyPolicy) -> Tensor:
     ratio = numerator.double() / denominator.clamp_min(1)
-    return ratio.masked_fill((counts == 0).all(dim=-1), _value(empty))
+    return ratio.masked_fill((counts == 0).all(dim=-1), empty_score(empty))

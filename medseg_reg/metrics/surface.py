@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from medseg_reg.metrics.overlap import EmptyPolicy
+from medseg_reg.metrics.overlap import EmptyPolicy, empty_score
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Distances = npt.NDArray[np.float64]
@@ -231,11 +231,10 @@ def surface_dice(
     """
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance is {tolerance}, expected a finite distance >= 0")
-    values = {"one": 1.0, "zero": 0.0, "nan": math.nan}
-    _check_policies(empty, "nan")
+    agreed = empty_score(empty)
     both = np.concatenate(distances[:2])
     if both.size == 0:
-        return values[empty]
+        return agreed
     return float((both <= tolerance + _SLACK * distances.diagonal).mean())
 
 

@@ -65,8 +65,9 @@ def check_foreign(name: str, arguments: Mapping[str, Any]) -> None:
     cls = foreign_class(name)
     if (key := repr((name, sorted(arguments.items())))) in _passed:
         return
-    _check_names(name, arguments, inspect.signature(cls.__init__).parameters)
-    _check_effect(name, arguments, inspect.signature(cls.__init__).parameters)
+    signature = inspect.signature(cls.__init__).parameters
+    _check_names(name, arguments, signature)
+    _check_effect(name, arguments, signature)
     _passed.add(key)
 
 

@@ -10,22 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.network import load_run_network
-from medseg_reg.engine.precision import choose_accelerator
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.inference.evaluation import case_table, count_cases
-from medseg_reg.inference.predictor import Predictor
-
-Part = Literal["test", "val", "train"]
+from medseg_reg.inference.evaluation import Part, case_table, count_cases, run_predictor
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -153,19 +148,8 @@ class _Subject:
     def __init__(self, run: RunDirectory, store_path: Path | None) -> None:
         self.config = run.config()
         self.network = load_run_network(run)
-        self.store = SliceStore(store_path or self.config.data.store)
-        run.require_data(self.store)
-        splits = run.splits(self.store)
-        if splits is None:
-            raise MedsegError(f"{run.path / 'splits.json'}: is missing; the run is incomplete.")
-        self.splits, self.channels = splits, run.data_facts().channels
-        self.predictor = Predictor(
-            self.network,
-            self.config.data.image,
-            self.channels,
-            self.config.evaluation.batch_size,
-            choose_accelerator(self.config.training.accelerator),
-        )
+        self.store, self.splits = run.data(store_path or self.config.data.store)
+        self.predictor = run_predictor(run, self.network)
 
     def dice(self, part: str) -> pd.Series[float]:
         """Return the volume DICE of each group of a part, over classes and cases."""

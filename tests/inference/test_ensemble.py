@@ -62,7 +62,7 @@ def probabilities(run: RunDirectory, images: np.ndarray) -> torch.Tensor:
     """Of one run alone, by the older way."""
     image = run.config().data.image
     predictor = Predictor(load_run_network(run), image, 1, device="cpu")
-    return torch.cat([p for _, p in predictor._batches(images, "case")])
+    return torch.cat([p for _, p in predictor.batches(images, "case")])
 
 
 def test_runs_vote_by_the_mean_of_their_probabilities(store, runs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ import torch
 from medseg_reg.config import parse_config
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.predictor import Predictor
+from tests.scripts import load_script
 from tests.stores import make_store
 from tests.training import tiny_config, write_config
 
@@ -30,10 +30,7 @@ class PredictorBesideAGpu(Predictor):
 
 @pytest.fixture
 def baseline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "monai_baseline.py"
-    spec = importlib.util.spec_from_file_location("monai_baseline", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("benchmarks/monai_baseline.py")
     # MONAI's own sets more than the seed, for the whole process.
     monkeypatch.setattr(module, "set_determinism", torch.manual_seed)
     return module

@@ -356,7 +356,7 @@ def test_percentiles_of_nan_are_refused_for_every_slice():
 
 def test_inference_mode_does_not_leak_between_batches():
     predictor = Predictor(nn.Conv2d(1, 2, 1), ImageSpec(), 1, batch_size=1, device="cpu")
-    for _, scores in predictor._batches(np.zeros((2, 8, 8), np.uint8), "scan"):
+    for _, scores in predictor.batches(np.zeros((2, 8, 8), np.uint8), "scan"):
         assert not torch.is_inference_mode_enabled()
         assert not scores.requires_grad
 

@@ -14,9 +14,9 @@ from medseg_reg.inference.stochastic import (
     fixed_layers,
     require_stochastic,
     sampling,
-    seeded,
     stochastic_layers,
 )
+from medseg_reg.insertion.running import seeded
 from medseg_reg.regularizers import (
     DropBlock,
     HeuristicDropout,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -17,18 +16,13 @@ from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.run_directory import RunDirectory
 from tests.inference.made_runs import NOISY, make_run
+from tests.scripts import load_script
 from tests.stores import make_store
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "uncertainty.py"
-    spec = importlib.util.spec_from_file_location("uncertainty_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/uncertainty.py")
 
 
 def counted(bins: np.ndarray, wrong: np.ndarray, fine: int) -> np.ndarray:

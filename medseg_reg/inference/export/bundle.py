@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from torch import Tensor
 from medseg_reg.data.preprocessing import Fit, ImageSpec
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import read_json, write_json, write_text
+from medseg_reg.files import read_json, replacing_folder, write_json, write_text
 from medseg_reg.inference.export.bundle_config import MODEL, inference_config, is_volume, metadata
 from medseg_reg.inference.export.bundle_text import DATA, LICENSE, readme
 from medseg_reg.inference.export.facts import LAYOUT, compared
@@ -150,24 +146,3 @@ def _versions() -> dict[str, str]:
         except installed.PackageNotFoundError:
             versions[name] = lowest
     return versions
-
-
-@contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that gets its name when the block succeeds.
-
-    Raises:
-        OSError: `target` exists by then and is not empty.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    folder.mkdir()
-    try:
-        yield folder
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        os.rename(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

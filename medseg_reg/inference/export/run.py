@@ -20,8 +20,8 @@ from medseg_reg.inference.export.onnx_file import open_onnx, require_packages, w
 from medseg_reg.inference.export.plan import Plan, plans_of, require_equal
 from medseg_reg.inference.export.program import open_pt2, program_of, write_pt2
 from medseg_reg.inference.export.script import open_script, script_of, write_script
+from medseg_reg.inference.predictor import cheating_layers
 from medseg_reg.networks.build import Network, usual_size
-from medseg_reg.regularizers.protocols import LabelReader
 
 Format = Literal["onnx", "torchscript", "pt2", "monai-bundle"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -124,13 +124,12 @@ def _attempt(
 
 
 def _refuse_cheating(run: RunDirectory, network: Network) -> None:
-    for layer in network.modules():
-        if isinstance(layer, LabelReader) and not layer.valid_for_reporting:
-            raise MedsegError(
-                f"{run.path}: {type(layer).__name__} of this network reads the true labels at test "
-                "time (eval_mode 'true_label'), which an exported network is not given. Train with "
-                "another eval_mode."
-            )
+    for layer in cheating_layers(network):
+        raise MedsegError(
+            f"{run.path}: {type(layer).__name__} of this network reads the true labels at test "
+            "time (eval_mode 'true_label'), which an exported network is not given. Train with "
+            "another eval_mode."
+        )
 
 
 def _target(run: RunDirectory, name: str, form: Format, out: Path | None) -> Path:

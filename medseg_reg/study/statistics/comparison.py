@@ -171,11 +171,10 @@ def _row(
 
 
 def _difference(change: Array, metric: str, bootstrap: tuple[float, int, int]) -> dict[str, float]:
-    gain = -change if lower_is_better(metric) else change
+    sign = -1 if lower_is_better(metric) else 1
     there = change[~np.isnan(change).all(axis=1)]
     by_group = np.nanmean(there, axis=1)
-    sign = -1 if lower_is_better(metric) else 1
-    better = interval(better_pairs(gain), *bootstrap)
+    better = interval(better_pairs(sign * change), *bootstrap)
     return {
         **_named(interval(change, *bootstrap), "difference"),
         "p": signed_rank_p(by_group),

@@ -60,11 +60,12 @@ def resampled_means(values: Array, resamples: int = 10_000, seed: int = 0) -> Ar
     parts = []
     for start in range(0, resamples, _AT_ONCE):
         count = min(_AT_ONCE, resamples - start)
-        by_group = generator.multinomial(groups, np.full(groups, 1 / groups), size=count)
-        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
-        weights = {"g": by_group.astype(np.float64), "s": by_seed.astype(np.float64)}
-        total = np.einsum("...gs,rg,rs->r...", filled, weights["g"], weights["s"], optimize=True)
-        number = np.einsum("...gs,rg,rs->r...", counted, weights["g"], weights["s"], optimize=True)
+        by_group = generator.multinomial(groups, np.full(groups, 1 / groups), size=count) * 1.0
+        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) * 1.0
+        total, number = (
+            np.einsum("...gs,rg,rs->r...", x, by_group, by_seed, optimize=True)
+            for x in (filled, counted)
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(np.where(number > 0, total / number, np.nan))
     return np.concatenate(parts)
