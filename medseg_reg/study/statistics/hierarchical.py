@@ -28,9 +28,9 @@ def resampled_means(values: Array, resamples: int = 10_000, seed: int = 0) -> Ar
 
     mean = sum w_g w_s x_gs / sum w_g w_s
 
-    over the scores that are there; those that are NaN are left out of both sums. The variance of
-    these means is that of a new set of patients and seeds or a little larger, never smaller on the
-    average, so intervals are honest or wide.
+    over the scores that are there; those that are NaN are left out of both sums. Of n patients or
+    seeds the spread comes out too small by about (n - 1) / n, so few of them give intervals that
+    are too narrow.
 
     Args:
         values: (..., groups, seeds); leading axes (methods) are resampled together, in pairs.
@@ -76,8 +76,8 @@ def interval(
 ) -> Estimate:
     """Return the mean of scores (groups, seeds) and its percentile interval over both.
 
-    Below about ten groups any bootstrap is too narrow; one group or one seed contributes no
-    spread at all. NaN where there is no score.
+    With fewer than about ten groups or ten seeds it is too narrow, with three seeds by far; one
+    group or one seed contributes no spread at all. NaN where there is no score.
 
     Example:
         >>> interval(np.full((4, 3), 0.25))

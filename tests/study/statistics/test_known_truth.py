@@ -147,3 +147,21 @@ def test_the_power_is_as_predicted():
         seen += abs(d.mean()) / error > t.ppf(0.975, min(groups, seeds) - 1)
     assert 0.3 < predicted < 0.95
     assert abs(seen / trials - predicted) < 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("groups", "seeds", "spread", "low", "high"),
+    [
+        (30, 3, (0.005, 0.02, 0.01), 0.68, 0.82),
+        (5, 3, (0.02, 0.005, 0.01), 0.78, 0.92),
+        (15, 10, (0.01, 0.005, 0.01), 0.91, 0.99),
+        (40, 20, (0.01, 0.01, 0.01), 0.90, 0.98),
+    ],
+)
+def test_intervals_are_as_narrow_as_the_documentation_says(groups, seeds, spread, low, high):
+    draw, trials, covered = np.random.default_rng(8), 400, 0
+    for _ in range(trials):
+        found = interval(differences(draw, groups, seeds, spread=spread), resamples=500)
+        covered += found.low <= 0 <= found.high
+    assert low < covered / trials < high
