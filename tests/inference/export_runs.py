@@ -59,10 +59,12 @@ def exportable_run(path: Path, store: SliceStore, conversion: Any = None, **chan
 def balance(run: RunDirectory) -> None:
     """Shift the last biases until each class wins in about its share of an image."""
     network = load_run_network(run)
-    shape = (run.data_facts().channels, 64, 64)
-    x = torch.from_numpy((noisy_volume(shape)[None] + 100) / 340).float().clamp(0, 1)
+    # Some networks take one size alone, some none as small as 64 x 64.
+    rows, columns = (max(64, side) for side in run.config().data.image.size or (64, 64))
     if isinstance(network, ForeignNetwork) and network.fixed:
-        x = x[..., : network.size[0], : network.size[1]]
+        rows, columns = network.size
+    shape = (run.data_facts().channels, rows, columns)
+    x = torch.from_numpy((noisy_volume(shape)[None] + 100) / 340).float().clamp(0, 1)
     with torch.no_grad():
         if getattr(network, "presence", None) is not None:
             network.presence.classify.bias.fill_(1e4)
