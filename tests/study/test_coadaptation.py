@@ -1,114 +1,198 @@
 """Maps before the output layer are taken away, correlated, and left as they were."""
 
+from __future__ import annotations
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from medseg_reg.config import parse_config
-from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.fit import fit
 from medseg_reg.engine.network import load_run_network
+from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.inference.evaluation import case_table, count_slices, evaluate
+from medseg_reg.inference.evaluation import evaluate
+from medseg_reg.networks.build import build_network
+from medseg_reg.study import coadaptation as module
 from medseg_reg.study.coadaptation import (
     channel_correlation,
     coadaptation,
     generalization_gap,
+    loss_gap,
 )
+from medseg_reg.study.output_layer import OutputLayer, output_layer
 from tests.stores import make_store
 from tests.training import tiny_config
 
+NETWORKS = {
+    "unet": {"name": "unet", "channels": [4, 8]},
+    "attention": {"name": "attention_unet", "channels": [4, 8, 8]},
+    "guided": {
+        "name": "unet3plus",
+        "channels": [4, 8, 8],
+        "cat_channels": 4,
+        "classification_guided": True,
+    },
+    "monai": {"name": "monai.BasicUNet", "features": [4, 4, 4, 8, 8, 4]},
+}
+
+
+def trained(folder, **changes) -> RunDirectory:
+    store = make_store(folder / "store", cases=8, slices=3, size=(32, 40),
+                       groups=["a", "a", "b", "c", "d", "e", "f", "g"])  # fmt: skip
+    base = {"training__epochs": 8, "optimizer__lr": 0.01, "regularization__architecture": []}
+    return fit(parse_config(tiny_config(store.path, folder / "run", **base | changes), "test"))
+
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("coadaptation")
-    store = make_store(path / "store", cases=6, slices=2, size=32)
-    changes = {"regularization__architecture": [], "training__epochs": 1}
-    return fit(parse_config(tiny_config(store.path, path / "run", **changes), "test"))
+def run(tmp_path_factory) -> RunDirectory:
+    return trained(tmp_path_factory.mktemp("coadaptation"))
+
+
+def plainly(run: RunDirectory, masks: torch.Tensor) -> list[pd.Series]:
+    """Score each mask by a network whose weights of the maps taken away are 0."""
+    found = []
+    for mask in masks:
+        subject = module._Subject(run, None)
+        with torch.no_grad():
+            subject.output_layer().module.weight.mul_(mask.view(1, -1, 1, 1))
+        counts = {
+            case: module.count_slices(subject.labels(case), subject.store.mask(case), 2).sum(dim=0)
+            for case in subject.cases("test")
+        }
+        found.append(subject.group_dice(counts))
+    return found
 
 
 def test_without_a_map_less_the_scores_are_those_of_the_evaluation(run):
     table = coadaptation(run, rates=(0.0,), draws=3)
-    assert table["draw"].tolist() == [0, 0]
-    assert table["dice"].mean() == pytest.approx(evaluate(run)["dice"]["mean"])
-
-
-def test_each_rate_has_its_draws_and_equal_seeds_give_equal_tables(run):
-    table = coadaptation(run, rates=(0.25, 0.5), draws=2, seed=3)
     assert list(table.columns) == ["rate", "draw", "group", "dice"]
-    assert table.groupby("rate")["draw"].unique().map(list).to_dict() == {0.25: [0, 1], 0.5: [0, 1]}
-    assert table["dice"].between(0, 1).all()
-    again = coadaptation(run, rates=(0.25, 0.5), draws=2, seed=3)
-    assert again.equals(table)
+    assert set(table["draw"]) == {0}
+    assert table["dice"].mean() == pytest.approx(evaluate(run)["dice"]["mean"])
+    assert table["dice"].mean() > 0.3  # it learned something that can be lost
 
 
-def test_the_maps_that_are_taken_away_are_zero_and_the_others_unchanged(run, monkeypatch):
-    seen = []
-    from medseg_reg.study import coadaptation as module
-
-    original = module._without
-    monkeypatch.setattr(
-        module, "_without", lambda c: lambda x: seen.append((c, x, original(c)(x))) or seen[-1][2]
-    )
-    coadaptation(run, rates=(0.5,), draws=1)
-    for channels, before, after in seen:
-        assert len(channels) == 2  # of 4 maps
-        assert not after[:, channels].any()
-        kept = [n for n in range(4) if n not in channels.tolist()]
-        assert torch.equal(after[:, kept], before[:, kept])
-    assert seen
+@pytest.mark.parametrize("name", ["unet", "attention", "guided"])
+def test_taking_maps_away_is_setting_their_weights_to_zero(tmp_path, name):
+    changed = trained(tmp_path, network=NETWORKS[name], training__epochs=2)
+    table = coadaptation(changed, rates=(0.0, 0.25, 0.5), draws=2, seed=1)
+    width = module._Subject(changed, None).output_layer().width
+    asked, masks = module._masks(width, (0.0, 0.25, 0.5), 2, 1)
+    for (rate, draw), wanted in zip(asked, plainly(changed, masks), strict=True):
+        rows = table[(table["rate"] == rate) & (table["draw"] == draw)]
+        assert rows["group"].tolist() == wanted.index.tolist()
+        np.testing.assert_allclose(rows["dice"], wanted)
 
 
-def test_a_network_without_any_map_says_one_class_everywhere(run):
-    # 0.99 of 4 maps are all of them; what is left is the bias.
-    found = coadaptation(run, rates=(0.99,), draws=1)["dice"].to_numpy()
-    store = SliceStore(run.config().data.store)
-    cases = sorted(run.splits(store).test, key=lambda case: store.row(case).group)
-    possible = []
-    for label in range(len(store.classes)):
-        scores = []
-        for case in cases:
-            truth = store.mask(case)
-            counts = {case: count_slices(np.full_like(truth, label), truth, len(store.classes))}
-            scores.append(case_table(store, counts, "one")["dice"].mean())
-        possible.append(scores)
-    assert any(np.allclose(found, scores) for scores in possible)
+def test_a_tail_that_takes_no_batch_of_masks_gives_the_same_one_by_one(run, monkeypatch):
+    together = coadaptation(run, draws=2)
+    monkeypatch.setattr(module, "_same_together", lambda *_: False)
+    pd.testing.assert_frame_equal(coadaptation(run, draws=2), together)
 
 
-def test_the_network_of_the_run_stays_as_it_is(run):
-    before = {k: v.clone() for k, v in load_run_network(run).state_dict().items()}
-    coadaptation(run, rates=(0.5,), draws=1)
-    after = load_run_network(run).state_dict()
-    assert all(torch.equal(v, after[k]) for k, v in before.items())
+def test_a_tail_that_mixes_the_batch_is_noticed():
+    masks = torch.ones(3, 4)
+    mixed = iter([torch.zeros(1, 2, 4, 4), torch.ones(3, 2, 4, 4)])
+    assert not module._same_together(lambda _: next(mixed), masks)
+    assert not module._same_together(lambda some: torch.zeros(1, 2, 4, 4), masks)
+    assert module._same_together(lambda some: torch.zeros(len(some), 2, 4, 4), masks)
 
 
-def test_correlation_is_that_of_numpy_over_all_pixels(run, monkeypatch):
-    maps = []
-    from medseg_reg.study import coadaptation as module
-
-    original = module._changed_input
-    monkeypatch.setattr(
-        module,
-        "_changed_input",
-        lambda layer, f: original(layer, lambda x: maps.append(x.numpy().copy()) or f(x)),
-    )
-    found = channel_correlation(run)
-    flat = np.concatenate([x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1) for x in maps], axis=1)
-    flat = flat[flat.std(axis=1) > 1e-6]
-    r = np.corrcoef(flat.astype(np.float64))
-    assert found == pytest.approx(np.abs(r[np.triu_indices(len(r), 1)]).mean(), rel=1e-4)
+def test_the_curve_falls_is_seeded_and_leaves_the_random_state_alone(run):
+    state = torch.get_rng_state()
+    table = coadaptation(run, draws=4, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    pd.testing.assert_frame_equal(table, coadaptation(run, draws=4, seed=5))
+    assert not table.equals(coadaptation(run, draws=4, seed=6))
+    means = table.groupby("rate")["dice"].mean()
+    assert means[0.5] < means[0.0]
 
 
-def test_the_gap_is_training_minus_validation(run):
+def test_a_higher_rate_takes_the_maps_of_a_lower_one_and_more():
+    asked, masks = module._masks(10, (0.0, 0.1, 0.25, 0.5, 0.99), 3, 0)
+    assert asked[0] == (0.0, 0)
+    assert len(asked) == 1 + 4 * 3
+    taken = {key: set(np.flatnonzero(mask == 0)) for key, mask in zip(asked, masks, strict=True)}
+    assert [len(taken[rate, 1]) for rate in (0.1, 0.25, 0.5, 0.99)] == [1, 3, 5, 9]
+    for draw in range(3):
+        assert taken[0.1, draw] < taken[0.25, draw] < taken[0.5, draw] < taken[0.99, draw]
+    assert taken[0.5, 0] != taken[0.5, 1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_output_layer_makes_the_logits_and_is_restored(name):
+    settings = dict(NETWORKS[name])
+    network = build_network(in_channels=1, classes=2, head="softmax", **settings).eval()
+    x = torch.rand(1, 1, 48, 48)
+    with torch.no_grad():
+        before = network(x)
+        layer = output_layer(network, 1, (48, 48))
+        masks = torch.ones(3, layer.width)
+        masks[1], masks[2, 0] = 0, 0
+        with layer.masked(masks):
+            found = network(x)
+        after = network(x)
+    assert found.shape == (3, *before.shape[1:])
+    torch.testing.assert_close(found[:1], before)
+    assert torch.equal(before, after)
+    assert not torch.equal(found[2], found[0])
+    # Nothing but the bias is left without any map.
+    assert found[1].flatten(1).std(dim=1).max() < 1e-6
+    assert not any(m._forward_hooks for m in network.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_a_named_argument_is_changed_too():
+    class Named(nn.Module):
+        def forward(self, scale: float, *, maps: torch.Tensor) -> torch.Tensor:
+            return scale * maps.sum(dim=1, keepdim=True)
+
+    host = Named()
+    with OutputLayer(host, "maps", 3).masked(torch.tensor([[1.0, 1, 1], [0, 1, 0]])):
+        found = host(2.0, maps=torch.ones(1, 3, 1, 1))
+    assert found.flatten().tolist() == [6.0, 2.0]
+
+
+def test_a_network_of_another_package_is_tested_as_well(tmp_path):
+    foreign = trained(tmp_path, network=NETWORKS["monai"], training__epochs=2)
+    table = coadaptation(foreign, rates=(0.0, 0.5), draws=1)
+    whole = table[table["rate"] == 0]["dice"].mean()
+    assert whole == pytest.approx(evaluate(foreign)["dice"]["mean"])
+    assert 0 <= channel_correlation(foreign) <= 1
+
+
+def test_correlation_is_that_of_numpy_over_all_pixels(run):
+    network, subject = load_run_network(run), module._Subject(run, None)
+    maps: list[torch.Tensor] = []
+    network.classify.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    predictor = module.run_predictor(run, network)
+    for case in subject.cases("test"):
+        predictor.labels(subject.store.image(case), case)
+    flat = torch.cat(maps).transpose(0, 1).flatten(1).double().numpy()
+    flat = flat[flat.std(axis=1) > 0]
+    r = np.abs(np.corrcoef(flat))
+    wanted = r[np.triu_indices(len(r), 1)].mean()
+    assert channel_correlation(run) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_gaps_are_differences_of_scores(run):
     gap = generalization_gap(run)
-    for part in ("train", "val"):
-        assert gap[part] == pytest.approx(evaluate(run, part)["dice"]["mean"])
+    assert gap["val"] == pytest.approx(evaluate(run, "val")["dice"]["mean"])
+    assert gap["train"] == pytest.approx(evaluate(run, "train")["dice"]["mean"])
     assert gap["gap"] == gap["train"] - gap["val"]
+    losses, table = loss_gap(run), pd.read_csv(run.path / "metrics.csv")
+    row = table[table["epoch"] == losses["epoch"]].iloc[0]
+    assert row["val_dice"] == table["val_dice"].max()
+    assert losses["gap"] == pytest.approx(row["val_loss"] - row["train_loss"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"), [({"rates": (1.0,)}, "rate 1.0"), ({"draws": 0}, "0 draws")]
-)
-def test_bad_numbers_are_refused(run, changes, words):
-    with pytest.raises(MedsegError, match=words):
-        coadaptation(run, **changes)
+def test_bad_numbers_and_unfinished_runs_are_refused(run, tmp_path):
+    with pytest.raises(MedsegError, match="rate 1.0: expected shares"):
+        coadaptation(run, rates=(0.5, 1.0))
+    with pytest.raises(MedsegError, match="0 draws"):
+        coadaptation(run, draws=0)
+    with pytest.raises(MedsegError, match="is not a run directory"):
+        coadaptation(RunDirectory(tmp_path))
+    with pytest.raises(MedsegError, match="metrics.csv: is missing"):
+        loss_gap(RunDirectory(tmp_path))

@@ -1,15 +1,39 @@
-"""Honest comparison of methods over patients and seeds; tables in, tables out.
+"""What the results of a study support: pandas in, pandas out.
 
-* `compare`: differences to a baseline in pairs, with intervals over patients and seeds, Wilcoxon
-  tests corrected by Holm, effect sizes, and the probability of improvement.
-* `rank`: ranks with intervals.
-* `seeds_needed`: how many seeds a difference needs, and what the present ones can show.
-* `verdict`: what a row supports, in a sentence.
-* `balanced`: leaves out the seeds that a method lacks, and says so.
+| what                                                  | from          | file            |
+|-------------------------------------------------------|---------------|-----------------|
+| the results of a study as arrays, checked             | results.csv   | table.py        |
+| intervals over groups (patients, videos) and seeds    | arrays        | hierarchical.py |
+| signed-rank test, correction, effect size             | differences   | paired.py       |
+| methods against a baseline                            | results       | comparison.py   |
+| the order of the methods, and how sure it is          | results       | ranking.py      |
+| how many seeds a difference needs                     | results       | power.py        |
+| one sentence about a comparison                       | one row of it | words.py        |
+
+It imports numpy, pandas and scipy alone.
 """
 
-from medseg_reg.study.statistics.comparison import compare, rank, seeds_needed
-from medseg_reg.study.statistics.scores import balanced, lower_is_better
+from medseg_reg.study.statistics.comparison import compare
+from medseg_reg.study.statistics.hierarchical import Estimate, Resamples, hierarchical_interval
+from medseg_reg.study.statistics.paired import holm, rank_biserial, signed_rank
+from medseg_reg.study.statistics.power import detectable_difference, seeds_needed
+from medseg_reg.study.statistics.ranking import rank
+from medseg_reg.study.statistics.table import METRICS, balanced, lower_is_better
 from medseg_reg.study.statistics.words import verdict
 
-__all__ = ["balanced", "compare", "lower_is_better", "rank", "seeds_needed", "verdict"]
+__all__ = [
+    "METRICS",
+    "Estimate",
+    "Resamples",
+    "balanced",
+    "compare",
+    "detectable_difference",
+    "hierarchical_interval",
+    "holm",
+    "lower_is_better",
+    "rank",
+    "rank_biserial",
+    "seeds_needed",
+    "signed_rank",
+    "verdict",
+]

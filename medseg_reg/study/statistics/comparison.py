@@ -1,4 +1,4 @@
-"""Methods compared with a baseline, ranked, and the seeds that a difference needs."""
+"""Methods against a baseline: differences, intervals, tests, effect sizes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
-from medseg_reg.study.statistics.hierarchical import interval, resampled_means
-from medseg_reg.study.statistics.paired import better_pairs, holm, rank_biserial, signed_rank_p
-from medseg_reg.study.statistics.power import components, detectable, least_seeds, power_of
-from medseg_reg.study.statistics.scores import Array, Scores, lower_is_better, scores_of
+from medseg_reg.study.statistics.hierarchical import Resamples, hierarchical_interval
+from medseg_reg.study.statistics.paired import holm, rank_biserial, signed_rank
+from medseg_reg.study.statistics.table import (
+    Array,
+    Block,
+    Missing,
+    blocks,
+    bounds_of,
+    lower_is_better,
+    nan_mean,
+    require_baseline,
+)
 
-_DIFFERENCE = (
+COLUMNS = (
+    *("dataset", "network", "method", "seeds", "groups", "mean", "low", "high"),
     *("difference", "difference_low", "difference_high", "p", "p_holm", "effect_size"),
     *("improvement", "improvement_low", "improvement_high"),
 )
@@ -26,176 +34,122 @@ def compare(
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    *,
+    missing: Missing = "leave_out",
 ) -> pd.DataFrame:
-    """Compare every method with a baseline, in pairs of patient and seed.
+    """Compare every method of each data set and network with a baseline.
+
+    A group's score is the mean over its cases in each class, then over classes. Intervals are
+    those of `hierarchical_interval`, over groups and seeds. `difference` is method minus baseline,
+    paired by case, class and seed. `p` is Wilcoxon's, two-sided, over the groups' differences (each
+    the mean over seeds); `p_holm` is corrected for all methods of the data set and network;
+    `effect_size` is the rank-biserial correlation of the same differences. `improvement` is the
+    probability of improvement: the share of (group, seed) pairs in which the method is better, ties
+    counted half.
+
+    For hd95, assd, ece and the absolute volume differences less is better: means and differences
+    keep their signs, effect sizes are above 0 and `improvement` above 1/2 where the method is
+    better.
+
+    The probability of improvement is from R. Agarwal et al., "Deep Reinforcement Learning at the
+    Edge of the Statistical Precipice", NeurIPS 2021, arXiv:2108.13264; there runs are not paired,
+    and here they are.
 
     Args:
-        results: as `results.csv`: one row a run, case, class and metric.
-        baseline: name of the method to compare with.
-        metric: name of the metric.
+        results: tidy, as in results.csv.
+        baseline: a method.
+        metric: one of `METRICS`.
         confidence: coverage of the intervals.
-        resamples: of the bootstrap over groups and seeds.
+        resamples: of the bootstrap.
         seed: of the bootstrap.
+        missing: empty values: `leave_out` (a value missing in method or baseline is left out of
+            both where they are compared) or `refuse`.
 
     Returns:
-        One row for each data set, network and method: `seeds`, `groups`; `mean`, `low`, `high` of
-        the score; `difference` (method minus baseline) with its interval; `p` of the Wilcoxon
-        signed-rank test over the groups' mean differences, and `p_holm`, corrected over the methods
-        of that data set and network; `effect_size`, the rank-biserial correlation over groups;
-        `improvement`, the probability that the method is better on a patient with a seed, with its
-        interval. Those of the baseline are NaN. Differences keep their sign where less is better;
-        `effect_size` and `improvement` are above 0 and 1/2 where the method is better.
+        The baseline first, then the others by name; columns as `COLUMNS`. The baseline's own row
+        is NaN from `difference` on. `attrs` has `metric`, `baseline`, `confidence`, and `notes` on
+        what was left out.
 
     Raises:
-        ValueError: methods that cannot be paired, an unknown metric or baseline.
+        MedsegError: the baseline or the metric is not there, there is one group only, or methods
+            differ in split, seeds, cases or classes.
+
+    >>> from itertools import product
+    >>> rows = [
+    ...     ("demo", "unet", method, seed, "5f", f"p{n}", f"p{n}", "organ", "dice",
+    ...      0.7 + 0.01 * n + (method == "dropout") * (0.02 + 0.001 * n))
+    ...     for method, seed, n in product(["none", "dropout"], range(2), range(6))
+    ... ]
+    >>> names = "dataset network method seed split case group class metric value".split()
+    >>> found = compare(pd.DataFrame(rows, columns=names), "none").iloc[1]
+    >>> [round(float(found[name]), 5) for name in ("difference", "p", "improvement")]
+    [0.0225, 0.03125, 1.0]
     """
+    found, notes = blocks(results, metric, missing)
+    less = lower_is_better(metric)
     rows: list[dict[str, Any]] = []
-    for scores in scores_of(results, metric):
-        _require(baseline, scores)
-        part = [
-            _row(scores, method, baseline, metric, (confidence, resamples, seed))
-            for method in scores.methods
-        ]
-        for row, corrected in zip(part, holm([row["p"] for row in part]), strict=True):
-            row["p_holm"] = float(corrected)
-        rows += part
-    return pd.DataFrame(rows)
+    for block in found:
+        require_baseline(block, baseline)
+        draws = Resamples(len(block.seeds), len(block.groups), resamples, seed)
+        order = [baseline, *(name for name in block.methods if name != baseline)]
+        own = [_own(block, name, metric, draws, confidence) for name in order]
+        pairs = [_against(block, name, baseline, less, draws, confidence) for name in order[1:]]
+        for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+            pair["p_holm"] = float(p)
+        rows += [{**one, **other} for one, other in zip(own, [{}, *pairs], strict=True)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.attrs = {
+        "metric": metric,
+        "baseline": baseline,
+        "confidence": confidence,
+        "notes": notes,
+    }
+    return table
 
 
-def rank(
-    results: pd.DataFrame,
-    metric: str = "dice",
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Rank the methods of each data set and network by their mean score, 1 for the best.
-
-    Returns:
-        `dataset`, `network`, `method`, `rank` of the mean, `low` and `high`: the interval of the
-        rank over resampled patients and seeds, `best`: the share of resamples in which the method
-        is first (ties share).
-
-    Raises:
-        ValueError: as in `compare`.
-    """
-    rows: list[dict[str, Any]] = []
-    tail = 100 * (1 - confidence) / 2
-    for scores in scores_of(results, metric):
-        sign = 1 if lower_is_better(metric) else -1
-        means = sign * resampled_means(scores.values, resamples, seed)
-        ranks = rankdata(means, axis=1)
-        first = means == means.min(axis=1, keepdims=True)
-        best = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
-        point = rankdata(sign * np.nanmean(scores.values, axis=(1, 2)))
-        low, high = np.percentile(ranks, [tail, 100 - tail], axis=0)
-        rows += [
-            {
-                **_names(scores, method),
-                "rank": float(point[n]),
-                "low": float(low[n]),
-                "high": float(high[n]),
-                "best": float(best[n]),
-            }
-            for n, method in enumerate(scores.methods)
-        ]
-    return pd.DataFrame(rows)
+def pair_scores(block: Block, method: str, baseline: str) -> tuple[Array, Array]:
+    """Return group scores (seeds, groups) of two methods, without what either of them lacks."""
+    left, right = block.of(method), block.of(baseline)
+    lacking = np.isnan(left) | np.isnan(right)
+    both = np.where(lacking, np.nan, np.stack([left, right]))
+    first, second = block.scores(both)
+    return first, second
 
 
-def seeds_needed(
-    results: pd.DataFrame,
-    baseline: str,
-    difference: float,
-    power: float = 0.8,
-    alpha: float = 0.05,
-    metric: str = "dice",
-) -> pd.DataFrame:
-    """Say how many seeds show a difference, given how these methods scatter.
-
-    Args:
-        results: as in `compare`; at least two groups and two seeds.
-        baseline: name of the method to compare with.
-        difference: the true difference that is to be seen, in the unit of the metric (0.01 is a
-            point of DICE).
-        power: the chance to see it.
-        alpha: level of the two-sided test.
-        metric: name of the metric.
-
-    Returns:
-        `dataset`, `network`, `method`, `groups`, `seeds` (as they are), `seeds_needed` (inf where
-        no number of seeds is enough with so few patients), `power` (of the present seeds),
-        `detectable` (the least difference that they show with the power asked for). NaN where a
-        score is missing.
-
-    Raises:
-        ValueError: as in `compare`, a power or alpha out of range, fewer than two groups or seeds.
-    """
-    if not (0 < alpha < power < 1) or not difference:
-        raise ValueError(
-            f"difference {difference:g}, alpha {alpha:g}, power {power:g}: expected a difference "
-            "that is not 0, and 0 < alpha < power < 1"
-        )
-    rows: list[dict[str, Any]] = []
-    for scores in scores_of(results, metric):
-        _require(baseline, scores)
-        groups, seeds = len(scores.groups), len(scores.seeds)
-        for method in scores.methods:
-            if method == baseline:
-                continue
-            change = scores.of(method) - scores.of(baseline)
-            found = {"seeds_needed": np.nan, "power": np.nan, "detectable": np.nan}
-            if not np.isnan(change).any():
-                parts = components(change)
-                found = {
-                    "seeds_needed": least_seeds(difference, parts, groups, power, alpha),
-                    "power": power_of(difference, parts, groups, seeds, alpha),
-                    "detectable": detectable(parts, groups, seeds, power, alpha),
-                }
-            rows.append({**_names(scores, method), "groups": groups, "seeds": seeds, **found})
-    return pd.DataFrame(rows)
-
-
-def _row(
-    scores: Scores, method: str, baseline: str, metric: str, bootstrap: tuple[float, int, int]
+def _own(
+    block: Block, method: str, metric: str, draws: Resamples, confidence: float
 ) -> dict[str, Any]:
-    own, base = scores.of(method), scores.of(baseline)
-    row: dict[str, Any] = {
-        **_names(scores, method),
-        "seeds": len(scores.seeds),
-        "groups": int((~np.isnan(own)).any(axis=1).sum()),
-        **_named(interval(own, *bootstrap), ""),
-    }
-    if method == baseline:
-        return row | dict.fromkeys(_DIFFERENCE, np.nan)
-    return row | _difference(own - base, metric, bootstrap)
-
-
-def _difference(change: Array, metric: str, bootstrap: tuple[float, int, int]) -> dict[str, float]:
-    sign = -1 if lower_is_better(metric) else 1
-    there = change[~np.isnan(change).all(axis=1)]
-    by_group = np.nanmean(there, axis=1)
-    better = interval(better_pairs(sign * change), *bootstrap)
+    scores = block.scores(block.of(method))
+    found = hierarchical_interval(scores, draws, confidence, bounds_of(metric))
     return {
-        **_named(interval(change, *bootstrap), "difference"),
-        "p": signed_rank_p(by_group),
-        "p_holm": np.nan,
-        "effect_size": rank_biserial(sign * by_group),
-        **_named(better, "improvement"),
+        "dataset": block.dataset,
+        "network": block.network,
+        "method": method,
+        "seeds": found.seeds,
+        "groups": found.groups,
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
     }
 
 
-def _named(found: tuple[float, float, float], name: str) -> dict[str, float]:
-    keys = (name or "mean", f"{name}_low".lstrip("_"), f"{name}_high".lstrip("_"))
-    return dict(zip(keys, found, strict=True))
-
-
-def _names(scores: Scores, method: str) -> dict[str, str]:
-    return {"dataset": scores.dataset, "network": scores.network, "method": method}
-
-
-def _require(baseline: str, scores: Scores) -> None:
-    if baseline not in scores.methods:
-        raise ValueError(
-            f"{scores.dataset}, {scores.network}: has no method '{baseline}' to compare with; "
-            f"there is {', '.join(scores.methods)}"
-        )
+def _against(
+    block: Block, method: str, baseline: str, less: bool, draws: Resamples, confidence: float
+) -> dict[str, float]:
+    mine, other = pair_scores(block, method, baseline)
+    # Rounded as for the test, so that ties are ties.
+    difference = np.round(mine - other, 12)
+    better = np.sign(-difference if less else difference) / 2 + 0.5
+    gap = hierarchical_interval(difference, draws, confidence)
+    share = hierarchical_interval(better, draws, confidence, (0.0, 1.0))
+    of_groups = nan_mean(difference, axis=0)
+    return {
+        "difference": gap.mean,
+        "difference_low": gap.low,
+        "difference_high": gap.high,
+        "p": signed_rank(of_groups),
+        "effect_size": rank_biserial(-of_groups if less else of_groups),
+        "improvement": share.mean,
+        "improvement_low": share.low,
+        "improvement_high": share.high,
+    }

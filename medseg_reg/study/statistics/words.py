@@ -1,60 +1,124 @@
-"""What a comparison supports, and what it does not, in a sentence."""
+"""A comparison in one plain sentence."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import pandas as pd
+
+from medseg_reg.study.statistics.paired import least_p
+from medseg_reg.study.statistics.table import lower_is_better
 
 
-def verdict(row: Mapping[str, Any], alpha: float = 0.05, metric: str = "DICE") -> str:
-    """Say in one sentence what a row of `compare` supports.
+def verdict(
+    row: pd.Series | Mapping[str, Any], alpha: float = 0.05, metric: str | None = None
+) -> str:
+    """Say what a row of `compare` supports, and what it does not.
 
-    A difference is called supported only if the corrected p lies below `alpha` and the interval
-    over patients and seeds leaves out 0. The first alone says nothing about other seeds, the second
-    alone nothing about many comparisons.
+    A difference counts as shown where both agree: Holm's p, over groups, is below alpha, and the
+    interval, over groups and seeds, is on one side of 0. The test alone knows nothing of other
+    seeds; the interval alone is not corrected for the number m of methods. With one seed nothing
+    counts as shown. Where the luck of seeds is large, ask `compare` with confidence 1 - alpha / m.
 
     Args:
-        row: a row of `compare`.
-        alpha: level of the test.
-        metric: how the score is called.
+        row: of the table that `compare` returned. If it still has `attrs`, the baseline is named.
+        alpha: level.
+        metric: name of the metric; by default that of `attrs`, else "score".
 
-    Example:
-        >>> row = dict(method="drop_block", groups=5, seeds=3, difference=0.012,
-        ...            difference_low=-0.002, difference_high=0.03, p=0.0625, p_holm=0.0625)
-        >>> verdict(row)[:71]
-        'drop_block: DICE differs by +0.012 (-0.002 to +0.030) from the baseline'
+    >>> row = {"method": "dropout", "seeds": 3, "groups": 5, "mean": 0.75, "low": 0.7, "high": 0.8,
+    ...        "difference": 0.02, "difference_low": 0.01, "difference_high": 0.03, "p": 0.0625,
+    ...        "p_holm": 0.0625, "improvement": 1.0}
+    >>> print(verdict(row))
+    dropout: no difference is shown: 5 groups cannot reach p < 0.05 in this test, whose least p \
+for them is 0.0625; the score is higher by 0.02 (interval 0.01 to 0.03), in 100 % of the pairs \
+better, which needs more groups to be judged.
     """
-    method, change = row["method"], float(row["difference"])
-    if np.isnan(change):
-        return f"{method} is the baseline."
-    low, high = float(row["difference_low"]), float(row["difference_high"])
-    groups, seeds, p = int(row["groups"]), int(row["seeds"]), float(row["p_holm"])
-    start = (
-        f"{method}: {metric} differs by {change:+.3f} ({low:+.3f} to {high:+.3f}) from the baseline"
+    attrs = getattr(row, "attrs", {})
+    metric = metric or attrs.get("metric", "score")
+    baseline = attrs.get("baseline", "the baseline")
+    one = {key: float(row[key]) for key in _NUMBERS}
+    method, groups, seeds = str(row["method"]), int(row["groups"]), int(row["seeds"])
+    if math.isnan(one["difference"]):
+        span = _span(one["low"], one["high"])
+        return (
+            f"{method}: mean {metric} {one['mean']:.4g} ({span}) over {_count(groups, 'group')} "
+            f"and {_count(seeds, 'seed')}; there is nothing to compare it with."
+        )
+    return f"{method}: {_finding(one, metric, baseline, (groups, seeds), alpha)}."
+
+
+_NUMBERS = (
+    *("mean", "low", "high", "difference", "difference_low", "difference_high"),
+    *("p", "p_holm", "improvement"),
+)
+
+
+def _finding(
+    one: dict[str, float], metric: str, baseline: str, counts: tuple[int, int], alpha: float
+) -> str:
+    groups, seeds = counts
+    size = _size(one, metric)
+    tested = f"Holm's p {one['p_holm']:.3g}"
+    known = not math.isnan(one["difference_low"])
+    apart = known and (one["difference_low"] > 0 or one["difference_high"] < 0)
+    if least_p(groups) >= alpha:
+        return (
+            f"no difference is shown: {_count(groups, 'group')} cannot reach p < {alpha:g} in this "
+            f"test, whose least p for them is {least_p(groups):.3g}; {size}, which needs more "
+            "groups to be judged"
+        )
+    if seeds < 2:
+        return (
+            "nothing is shown about the method, because another seed may turn it: for this one "
+            f"seed {size}, {tested}"
+        )
+    if one["p_holm"] < alpha and apart:
+        return (
+            f"the data support a difference from {baseline}: {size}, {tested}; they say nothing "
+            "about other data or networks"
+        )
+    if one["p_holm"] < alpha:
+        return (
+            f"the groups agree, but seeds may turn it: {size}, {tested}; for other seeds no "
+            "difference is shown"
+        )
+    # Not the level alone: p is at its floor, which the number of methods multiplied.
+    if one["p"] <= least_p(groups) * (1 + 1e-9):
+        return (
+            f"no difference is shown: p is the least that {_count(groups, 'group')} can give, but "
+            f"not small enough for so many methods ({tested}); {size}; more groups or fewer "
+            "methods would decide"
+        )
+    if apart:
+        return (
+            f"a hint, but no difference is shown: {size}, {tested}; more groups or seeds would "
+            "decide"
+        )
+    return (
+        f"no difference is shown: {size}, {tested}; this does not show that there is none, any "
+        "within the interval is compatible"
     )
-    least = 2.0 ** (1 - groups)
-    if least >= alpha:
-        end = (
-            f"; with {groups} patients no test can reach p < {alpha:g} (the least possible is "
-            f"{least:.2g}), so nothing is shown either way."
-        )
-    elif seeds < 2:
-        end = (
-            f" (corrected p = {p:.2g}) for this one seed; another seed may turn it, so nothing is "
-            "shown about the method."
-        )
-    elif p < alpha and low * high > 0:
-        end = f"; {groups} patients and {seeds} seeds support it (corrected p = {p:.2g})."
-    elif p < alpha:
-        end = (
-            f"; it is significant over these patients (corrected p = {p:.2g}) but the interval "
-            "over patients and seeds holds 0, so other seeds may turn it."
-        )
-    else:
-        end = (
-            f"; {groups} patients and {seeds} seeds do not support a difference (corrected p = "
-            f"{p:.2g}), which does not show that there is none: all of the interval is possible."
-        )
-    return start + end
+
+
+def _size(one: dict[str, float], metric: str) -> str:
+    gap = one["difference"]
+    word = "higher" if gap > 0 else "lower"
+    span = _span(one["difference_low"], one["difference_high"])
+    share = f"in {one['improvement']:.0%} of the pairs better".replace("%", " %")
+    if gap == 0:
+        return f"the mean {metric} is the same ({span}), {share}"
+    # Lower is better for some: say so, lest a fall be read as a loss.
+    less = " (less is better)" if lower_is_better(metric) else ""
+    return f"the {metric} is {word} by {abs(gap):.3g}{less} ({span}), {share}"
+
+
+def _span(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "no interval below 3 groups"
+    return f"interval {low:.3g} to {high:.3g}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
