@@ -39,9 +39,11 @@ class Block:
         dataset: name.
         network: name.
         methods: names, sorted.
-        seeds: of the runs, the same for each method.
+        seeds: of the runs, the same for each method; where cases are tested by several splits of
+            a seed, pairs of seed and split, because each is a training of its own.
         groups: patients or videos, sorted.
-        values: (methods, seeds, items), an item being a case and class; NaN where undefined.
+        values: (methods, seeds, items), an item being a case and class; NaN where undefined or
+            not tested by a split.
         cells: the cell of each item: a group's number times the classes, plus the class's.
         classes: number of classes.
         where: "DATASET, NETWORK", for messages.
@@ -111,9 +113,9 @@ def blocks(
     found, notes = [], []
     for (dataset, network), part in rows.groupby(["dataset", "network"], sort=True):
         block = _block(str(dataset), str(network), part)
-        empty = int(np.isnan(block.values).sum())
+        empty = int(part["value"].isna().sum())
         if empty:
-            said = f"{block.where}: {empty} of {block.values.size} values of {metric} are missing"
+            said = f"{block.where}: {empty} of {len(part)} values of {metric} are missing"
             if missing == "refuse":
                 raise MedsegError(
                     f"{said}. Choose a policy of the evaluation that gives each case a score "
@@ -127,7 +129,8 @@ def blocks(
 def balanced(results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keep the seeds that all methods of a data set and network have, and name the others.
 
-    For a study in which runs failed: the other functions refuse unequal seeds.
+    For a study in which runs failed: the other functions refuse unequal seeds. Where a seed has
+    several splits, each is kept or left out by itself.
 
     Returns:
         The rows kept, and one sentence for each data set and network that lost some.
@@ -135,17 +138,18 @@ def balanced(results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         MedsegError: a column is missing, or no seed is common.
     """
-    _require_columns(results, ("dataset", "network", "method", "seed"))
+    _require_columns(results, ("dataset", "network", "method", "seed", "split"))
     keep, notes = [], []
     for (dataset, network), part in results.groupby(["dataset", "network"], sort=True):
-        have = {str(m): set(rows["seed"]) for m, rows in part.groupby("method", sort=True)}
+        trainings = pd.Series(_trainings(part), index=part.index)
+        have = {str(m): set(some) for m, some in trainings.groupby(part["method"], sort=True)}
         common = set.intersection(*have.values())
         if not common:
             raise MedsegError(
                 f"results: {dataset}, {network}: no seed is common to all methods "
                 f"({_listed(have)}). Run the missing ones, or leave a method out."
             )
-        keep.append(part[part["seed"].isin(common)])
+        keep.append(part[trainings.isin(common)])
         gone = {m: seeds - common for m, seeds in have.items() if seeds - common}
         if gone:
             notes.append(
@@ -216,16 +220,19 @@ def _require_columns(results: pd.DataFrame, wanted: tuple[str, ...]) -> None:
 
 def _block(dataset: str, network: str, rows: pd.DataFrame) -> Block:
     where = f"results: {dataset}, {network}"
-    keys = ["method", "seed", "case", "class"]
+    keys = ["method", "seed", "split", "case", "class"]
     if (doubled := rows.duplicated(keys)).any():
         shown = ", ".join(str(rows.loc[doubled, key].iloc[0]) for key in keys)
         raise MedsegError(f"{where}: two rows for ({shown}). Gather the results anew.")
-    _require_one_split(where, rows)
-    _require_same(where, rows)
+    _require_equal_splits(where, rows)
+    _require_equal_cases(where, rows)
     members = rows.drop_duplicates(["case", "group"])
     if (several := members.duplicated("case")).any():
         name = members.loc[several, "case"].iloc[0]
         raise MedsegError(f"{where}: case '{name}' is in two groups. Its rows were changed.")
+    # Folds of a seed test each case once; of other splits each is a training of its own.
+    if rows.duplicated(["method", "seed", "case", "class"]).any():
+        rows = rows.assign(seed=_trainings(rows))
     wide = rows.pivot(index=["method", "seed"], columns=["case", "class"], values="value")
     wide = wide.sort_index(axis=0).sort_index(axis=1)
     methods, seeds = (tuple(wide.index.unique(level)) for level in ("method", "seed"))
@@ -248,37 +255,48 @@ def _block(dataset: str, network: str, rows: pd.DataFrame) -> Block:
     )
 
 
-def _require_one_split(where: str, rows: pd.DataFrame) -> None:
+def _trainings(rows: pd.DataFrame) -> list[str]:
+    """Name the training of each row: the seed, and the split where the seed has several."""
+    several = rows.groupby("seed")["split"].transform("nunique") > 1
+    return [
+        f"{seed} ({split[:8]})" if more else str(seed)
+        for seed, split, more in zip(rows["seed"], rows["split"].astype(str), several, strict=True)
+    ]
+
+
+def _require_equal_splits(where: str, rows: pd.DataFrame) -> None:
     """Refuse methods that were trained and tested on other cases; seeds may differ in split."""
     for seed, part in rows.groupby("seed", sort=True):
-        if part["split"].nunique() > 1:
-            have = {str(m): set(r["split"]) for m, r in part.groupby("method", sort=True)}
+        have = {str(m): set(r["split"]) for m, r in part.groupby("method", sort=True)}
+        if len({frozenset(one) for one in have.values()}) > 1:
             raise MedsegError(
                 f"{where}: seed {seed}: methods were computed on different splits "
                 f"({_listed(have)}), so their scores cannot be compared. Give all runs one "
-                "splits.json."
+                "splits.json; of a study that is not finished keep what all methods have by "
+                "`balanced`."
             )
 
 
-def _require_same(where: str, rows: pd.DataFrame) -> None:
-    """Refuse methods with other seeds, and runs with other cases or classes."""
+def _require_equal_cases(where: str, rows: pd.DataFrame) -> None:
+    """Refuse methods with other seeds, and runs of one split with other cases or classes."""
     seeds = {str(m): set(part["seed"]) for m, part in rows.groupby("method", sort=True)}
     if len({frozenset(one) for one in seeds.values()}) > 1:
         raise MedsegError(
             f"{where}: methods have different seeds ({_listed(seeds)}). Run the missing ones, or "
             "keep what all have by `balanced`, which says what it leaves out."
         )
-    runs = {key: _items(part) for key, part in rows.groupby(["method", "seed"], sort=True)}
-    (first, wanted), *others = runs.items()
-    for key, items in others:
-        if odd := sorted(items ^ wanted):
-            case, name = odd[0]
-            (lacks, has) = (key, first) if odd[0] in wanted else (first, key)
-            raise MedsegError(
-                f"{where}: runs have different cases: {_run(lacks)} lacks case '{case}' in class "
-                f"'{name}', which {_run(has)} has ({len(odd)} such). Evaluate the same part of the "
-                "same split in all runs."
-            )
+    for _, same in rows.groupby("split", sort=True):
+        runs = {key: _items(part) for key, part in same.groupby(["method", "seed"], sort=True)}
+        (first, wanted), *others = runs.items()
+        for key, items in others:
+            if odd := sorted(items ^ wanted):
+                case, name = odd[0]
+                (lacks, has) = (key, first) if odd[0] in wanted else (first, key)
+                raise MedsegError(
+                    f"{where}: runs have different cases: {_run(lacks)} lacks case '{case}' in "
+                    f"class '{name}', which {_run(has)} has ({len(odd)} such). Evaluate the same "
+                    "part of the same split in all runs."
+                )
 
 
 def _items(rows: pd.DataFrame) -> set[tuple[str, str]]:

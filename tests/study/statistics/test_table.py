@@ -38,7 +38,7 @@ IS = {name: PLAIN[name] for name in ("method", "seed", "case", "group")}
             "'dropout' seed 2 lacks case 'c03.0' in class 'organ', which 'drop_block' seed 0 has",
         ),
         (PLAIN[IS["group"] == "p01"], "only one group .*'p01'"),
-        (pd.concat([PLAIN, PLAIN[:1]]), "two rows for \\(none, 0, c00.0, organ\\)"),
+        (pd.concat([PLAIN, PLAIN[:1]]), "two rows for \\(none, 0, 5f, c00.0, organ\\)"),
         (changed((IS["case"] == "c01.0") & (IS["seed"] == 1), group="p09"), "two groups"),
         (PLAIN.drop(columns=["split", "class"]), "lack the columns split, class"),
         (changed(IS["case"] == "c01.0", value=np.inf), "9 values of dice are infinite"),
@@ -71,6 +71,50 @@ def test_a_baseline_that_one_network_lacks_is_told_with_the_network():
 def test_seeds_may_differ_in_split_as_long_as_the_methods_agree():
     table = PLAIN.assign(split=PLAIN["seed"].astype(str))
     assert compare(table, "none", resamples=100)["seeds"].tolist() == [3, 3, 3]
+
+
+def folded(seeds: int = 3, folds: int = 2) -> pd.DataFrame:
+    """Return results in which each fold of a seed tests a part of the cases."""
+    table = results(lambda m, s, g: 0.5 + 0.01 * g + 0.1 * (m == "dropout"), seeds=seeds)
+    fold = table["group"].str[1:].astype(int) % folds
+    return table.assign(split="fold" + fold.astype(str))
+
+
+def test_folds_of_a_seed_test_every_case_once():
+    (block,), notes = blocks(folded(), "dice")
+    assert block.seeds == (0, 1, 2)
+    assert block.values.shape == (2, 3, 8)
+    assert not np.isnan(block.values).any()
+    assert notes == []
+    plain = folded().assign(split="5f")
+    left, right = compare(folded(), "none", resamples=100), compare(plain, "none", resamples=100)
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_splits_that_share_cases_are_trainings_of_their_own():
+    one = folded().query("split == 'fold0' or group in ['p01', 'p03']").assign(split="drawn0")
+    two = folded().query("split == 'fold1' or group in ['p00', 'p02']").assign(split="drawn1")
+    (block,), notes = blocks(pd.concat([one, two]), "dice", missing="refuse")
+    assert block.seeds[:2] == ("0 (drawn0)", "0 (drawn1)")
+    assert block.values.shape == (2, 6, 8)
+    # Not tested is not missing.
+    assert notes == []
+    found = compare(pd.concat([one, two]), "none", resamples=100).iloc[1]
+    assert (found["seeds"], found["groups"]) == (6, 8)
+    assert found["difference"] == pytest.approx(0.1)
+
+
+def test_a_fold_that_one_method_lacks_is_refused_and_left_out_by_balanced():
+    table = folded()
+    table = table[
+        ~((table["method"] == "none") & (table["seed"] == 1) & (table["split"] == "fold1"))
+    ]
+    with pytest.raises(MedsegError, match="seed 1: methods were computed on different splits"):
+        compare(table, "none")
+    kept, notes = balanced(table)
+    assert "dropout: 1 (fold1)" in notes[0]
+    assert len(kept) == len(folded()) - 8
+    assert compare(kept, "none", resamples=100)["difference"].iloc[1] == pytest.approx(0.1)
 
 
 def test_balanced_keeps_the_common_seeds_and_names_the_others():
