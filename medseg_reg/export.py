@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     done = export_run(RunDirectory(parsed.run), parsed.format, parsed.out)
     for note in done.notes:
         print(f"note: {note}")
-    takes = "any" if done.size is None else f"{done.size[0]}x{done.size[1]}"
+    takes = done.size if isinstance(done.size, str) else f"{done.size[0]}x{done.size[1]}"
     print(
         f"equal to PyTorch within {done.difference:.1g} (tolerated: {TOLERANCE:g}); batch: any, "
         f"size: {takes}\nwritten to {done.path}"

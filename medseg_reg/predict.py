@@ -36,10 +36,10 @@ def main(arguments: Sequence[str]) -> None:
     _check_numbers(parsed)
     way = Way(
         window=None if parsed.window is None else tuple(parsed.window),
-        overlap=parsed.overlap,
+        overlap=0.5 if parsed.overlap is None else parsed.overlap,
         flips=() if parsed.flips is None else tuple(dict.fromkeys(parsed.flips or FLIPS)),
         draws=parsed.mc_dropout,
-        seed=parsed.seed,
+        seed=parsed.seed or 0,
         batch_size=parsed.batch_size,
         device=_checked_device(parsed.device),
     )
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="slide a window of these rows and columns over slices (default: the training's size)",
     )  # fmt: skip
     parser.add_argument(
-        "--overlap", type=float, default=0.5, help="of windows, from 0 to below 1 (default: 0.5)"
+        "--overlap", type=float, help="of windows, from 0 to below 1 (default: 0.5)"
     )
     parser.add_argument(
         "--flips", nargs="*", choices=FLIPS,
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mc-dropout", type=int, default=0, metavar="N",
         help="average N passes with the regularizers on; writes maps of the uncertainty",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of MC dropout (default: 0)")
+    parser.add_argument("--seed", type=int, help="of MC dropout (default: 0)")
     parser.add_argument(
         "--uncertainty", action="store_true",
         help="write the entropy, and with several runs their mutual information",
@@ -131,8 +131,17 @@ def _check_numbers(parsed: argparse.Namespace) -> None:
         )
     if parsed.batch_size is not None and parsed.batch_size < 1:
         raise MedsegError(f"--batch-size {parsed.batch_size}: expected at least 1 slice.")
-    if not 0 <= parsed.seed < 2**32:
+    for name, needs in (("overlap", "window"), ("seed", "mc_dropout")):
+        if getattr(parsed, name) is not None and not _given(getattr(parsed, needs)):
+            needed = needs.replace("_", "-")
+            raise MedsegError(f"--{name}: has no effect without --{needed}. Add that, or leave it.")
+    if not 0 <= (parsed.seed or 0) < 2**32:
         raise MedsegError(f"--seed {parsed.seed}: expected a number from 0 to {2**32 - 1}.")
+
+
+def _given(value: Sequence[int] | int | None) -> bool:
+    """Whether an option is on; a window without numbers is."""
+    return value is not None and value != 0
 
 
 def _checked_device(name: str | None) -> torch.device | None:

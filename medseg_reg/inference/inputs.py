@@ -128,9 +128,9 @@ def find_inputs(source: Path, output: Path | Wanted, facts: DataFacts) -> list[I
 
 def _listed(source: Path, wanted: Wanted, facts: DataFacts) -> list[Input]:
     if (source / "manifest.json").exists():
-        _require_no_seg(source, "a slice store", wanted)
+        _require_no_series(source, "a slice store", wanted)
         store = SliceStore(source)
-        _require_same_unit(store, facts)
+        _require_same_unit(store.path, store.manifest.description.unit, facts)
         return list(_store(store, wanted))
     if source.is_file():
         files = [source]
@@ -138,26 +138,36 @@ def _listed(source: Path, wanted: Wanted, facts: DataFacts) -> list[Input]:
         files = sorted(path for path in source.iterdir() if path.is_file())
     volumes = [path for path in files if is_nifti_name(path.name)]
     if volumes:
-        _require_no_seg(source, "NIfTI", wanted)
+        _require_no_series(source, "NIfTI", wanted)
         return [_nifti(path, wanted, len(volumes), facts) for path in volumes]
     pictures = _without_masks([path for path in files if path.suffix.lower() in PICTURES])
     if pictures:
-        _require_no_seg(source, "pictures", wanted)
+        _require_no_series(source, "pictures", wanted)
         if wanted.format == "nifti":
             raise MedsegError(f"--format nifti: {source} is of pictures, which become PNG.")
+        _require_no_hu(pictures, facts)
         return [_picture(path, wanted, facts) for path in pictures]
     if source.is_file():
         raise MedsegError(f"{source}: is neither NIfTI nor a picture. For DICOM give its folder.")
     return [_dicom(source, wanted, facts)]
 
 
-def _require_same_unit(store: SliceStore, facts: DataFacts) -> None:
+def _require_same_unit(source: Path, unit: str, facts: DataFacts) -> None:
     """Refuse pixels of another unit: a window in HU makes nonsense of gray values."""
-    unit = store.manifest.description.unit
     if (unit == "HU") != (facts.unit == "HU"):
         raise MedsegError(
-            f"{store.path}: holds pixels in '{unit}', the run was trained on '{facts.unit}'. "
+            f"{source}: holds pixels in '{unit}', the run was trained on '{facts.unit}'. "
             "Predict with a run that was trained on such data."
+        )
+
+
+def _require_no_hu(pictures: list[Path], facts: DataFacts) -> None:
+    """Refuse formats without negative values, where the training took HU."""
+    gray = [path for path in pictures if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+    if gray and facts.unit == "HU":
+        raise MedsegError(
+            f"{gray[0]}: holds gray values, the run was trained on 'HU'. Predict with a run that "
+            "was trained on such pictures, or give the scan as NIfTI or DICOM."
         )
 
 
@@ -175,7 +185,13 @@ def _without_masks(pictures: list[Path]) -> list[Path]:
     return [path for path in pictures if path not in set(masks)]
 
 
-def _require_no_seg(source: Path, kind: str, wanted: Wanted) -> None:
+def _require_no_series(source: Path, kind: str, wanted: Wanted) -> None:
+    """Refuse what can be asked of a DICOM series alone."""
+    if wanted.series is not None:
+        raise MedsegError(
+            f"--series {wanted.series}: {source} is {kind}. Name a folder of DICOM files, or leave "
+            "--series out."
+        )
     if wanted.seg:
         raise MedsegError(
             f"{source}: is {kind}. A DICOM SEG refers to the instances of a DICOM series, so it "
@@ -218,6 +234,11 @@ def _volume_target(wanted: Wanted, stem: str, count: int = 1) -> Path:
         if count > 1:
             raise MedsegError(f"--output {output}: is one file, but there are {count} volumes.")
         return output
+    if output.suffix.lower() in PICTURES and not output.is_dir():
+        raise MedsegError(
+            f"--output {output}: is the name of a picture, but labels of volumes are NIfTI or "
+            "DICOM SEG. End it in .nii.gz or .dcm, or name a folder."
+        )
     return output / (f"{stem}.dcm" if wanted.seg else f"{stem}.nii.gz")
 
 
@@ -298,6 +319,8 @@ def _dicom(folder: Path, wanted: Wanted, facts: DataFacts) -> Input:
 
     def read() -> Loaded:
         volume = read_series(list_files(folder), where=folder, series=wanted.series)
+        # The pixels of CT are HU, those of MR are not.
+        _require_same_unit(folder, "HU" if volume.modality == "CT" else "as stored", facts)
         geometry = volume.geometry(_plane(facts))
         images = _changed(geometry.from_source(volume.array), facts, folder.name)
         if not wanted.seg:

@@ -285,7 +285,8 @@ def test_slices_of_one_file_name_are_refused(picture_run, tmp_path):
 
 
 def stored_shape(source: Path, **conversion: object) -> tuple[int, ...]:
-    (one,) = find_inputs(source, source.parent / "out", facts(**conversion))
+    of_ct = facts(**conversion).model_copy(update={"unit": "HU"})
+    (one,) = find_inputs(source, source.parent / "out", of_ct)
     return one.read()[0].shape
 
 

@@ -183,15 +183,16 @@ NUMBERS = {
     "--mc-dropout=1": "expected at least 2",
     "--mc-dropout=-2": "expected at least 2",
     "--batch-size=0": "expected at least 1",
-    "--seed=-1": "expected a number from 0",
-    "--overlap=1": "expected a share",
+    "--seed=-1 --mc-dropout=2": "expected a number from 0",
+    "--overlap=1 --window=8": "expected a share",
 }
 
 
 @pytest.mark.parametrize(("option", "message"), NUMBERS.items(), ids=NUMBERS)
 def test_numbers_out_of_range_are_refused(frames, tmp_path, option, message):
-    with pytest.raises(MedsegError, match=rf"{option.replace('=', ' ')}: {message}"):
-        run_predict(frames[0], frames[1].path, tmp_path / "out", option)
+    options = option.split()
+    with pytest.raises(MedsegError, match=rf"{options[0].replace('=', ' ')}: {message}"):
+        run_predict(frames[0], frames[1].path, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
 

@@ -95,7 +95,7 @@ def interface(plan: Plan, factor: int, outputs: int) -> dict[str, Any]:
             "type": "float32",
             "values": [0, 1],
             "batch": "any",
-            "size": list(size) if size else f"any, above {factor} rows and columns",
+            "size": list(size) if size else any_size(factor),
         },
         "output": {
             "name": "logits",
@@ -104,6 +104,11 @@ def interface(plan: Plan, factor: int, outputs: int) -> dict[str, Any]:
         },
         **compared(plan),
     }
+
+
+def any_size(factor: int) -> str:
+    """Say which sizes an export takes that is not bound to one."""
+    return f"any, above {factor} rows and columns"
 
 
 def compared(plan: Plan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import replacing, require_writable
 from medseg_reg.inference.export.bundle import check_bundle, write_bundle
-from medseg_reg.inference.export.facts import facts_of, interface
+from medseg_reg.inference.export.facts import any_size, facts_of, interface
 from medseg_reg.inference.export.onnx_file import open_onnx, require_packages, write_onnx
 from medseg_reg.inference.export.plan import Plan, plans_of, require_equal
 from medseg_reg.inference.export.program import open_pt2, program_of, write_pt2
@@ -35,13 +35,13 @@ class Exported:
     Attributes:
         path: the file, or the folder of a bundle.
         difference: the largest difference of a probability to PyTorch's.
-        size: rows and columns that the network takes; None for any.
+        size: rows and columns that the network takes, or which ones in words.
         notes: what a person should know of it.
     """
 
     path: Path
     difference: float
-    size: tuple[int, int] | None
+    size: tuple[int, int] | str
     notes: tuple[str, ...]
 
 
@@ -91,8 +91,9 @@ def export_run(run: RunDirectory, form: Format, out: Path | None = None) -> Expo
                 f"takes {rows}x{columns} alone"
             )
             continue
-        shown = None if form == "monai-bundle" and image.size else plan.size
-        return Exported(target, difference, shown, tuple(notes))
+        bundled = form == "monai-bundle" and image.size is not None
+        takes = "any" if bundled else plan.size or any_size(network.factor)
+        return Exported(target, difference, takes, tuple(notes))
     raise AssertionError("there is always a plan")
 
 
