@@ -201,6 +201,10 @@ def _written_key(
         if part in (tagged := _tagged(annotation)):
             annotation = tagged[part]
             continue
+        if (values := _values_of_mapping(annotation)) is not None:
+            key.append(part)
+            annotation = values
+            continue
         found = _model_in(annotation)
         known = dict(found.model_fields) if found else {}
         if isinstance(part, int):
@@ -220,6 +224,12 @@ def _tagged(annotation: Any) -> dict[str | int, Any]:
         for one in getattr(member, "__metadata__", ())
         if isinstance(one, Tag)
     }
+
+
+def _values_of_mapping(annotation: Any) -> Any:
+    """Return the type of the values of an annotation such as `dict[str, Model]`, else None."""
+    arguments = typing.get_args(annotation)
+    return arguments[1] if typing.get_origin(annotation) is dict else None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -39,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run first what forks: after other tests a process may hold threads that a fork harms."""
     items.sort(
         key=lambda item: (
-            not item.nodeid.startswith(("tests/test_resume", "tests/regularizers/test_import"))
+            not item.nodeid.startswith(
+                (
+                    "tests/test_resume",
+                    "tests/regularizers/test_import",
+                    "tests/study/test_running",
+                    "tests/study/test_search",
+                )
+            )
         )
     )

@@ -14,6 +14,9 @@ import yaml
 
 from medseg_reg.config import Config, load_config
 from medseg_reg.regularizers import base
+from medseg_reg.study.grid import expand
+from medseg_reg.study.search import load_search
+from medseg_reg.study.spec import StudySpec, load_study
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +45,15 @@ def commands(page: Path) -> list[list[str]]:
     lines = shell.replace("\\\n", " ").replace("&&", "\n").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [one for one in words if one and one[0] in ("python", "python3") and len(one) > 1]
+
+
+def read(config: Path, overrides: list[str]) -> list[Config]:
+    """Return the configurations of the runs that a file describes."""
+    if config.parent.name == "studies":
+        return [cell.config for cell in expand(load_study(config, overrides))]
+    if config.parent.name == "searches":
+        return [load_config(load_search(config, overrides).config)]
+    return [load_config(config, overrides)]
 
 
 def options_of(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> set[str]:
@@ -106,17 +118,21 @@ def test_every_command_names_what_exists(page: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=name)
-def test_every_configuration_of_a_command_can_be_read(page: Path) -> None:
+def test_every_configuration_of_a_command_can_be_read(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     for words in commands(page):
         for index, word in enumerate(words):
             if word.startswith("configs/") and word.endswith(".yaml"):
                 rest = [w for w in words[index + 1 :] if not w.startswith((">", "-"))]
-                load_config(ROOT / word, [w for w in rest if "=" in w])
+                read(ROOT / word, [w for w in rest if "=" in w])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
-def test_every_configuration_is_valid(config: Path) -> None:
-    assert load_config(config).data.store.parts[0] == "data"
+def test_every_configuration_is_valid(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert all(run.data.store.parts[0] == "data" for run in read(config, []))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -145,6 +161,9 @@ def test_the_examples_of_configurations_are_valid(page: Path) -> None:
     least = {"name": "x", "data": {"store": "s", "split": {"kind": "counts", "train": 1, "val": 1}}}
     for text in blocks(page, "yaml"):
         content = yaml.safe_load(text)
+        if "methods" in content:
+            StudySpec.model_validate(content)
+            continue
         assert set(content) <= {"regularization", "network"}
         Config.model_validate({**least, **content})
 

@@ -1,1 +1,1 @@
-"""Whether a method really helps: statistics over patients and seeds, and co-adaptation."""
+"""Whether a method really helps: grids of runs, search, statistics, co-adaptation, the report."""

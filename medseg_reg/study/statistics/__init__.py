@@ -8,7 +8,7 @@
 | methods against a baseline                            | results       | comparison.py   |
 | the order of the methods, and how sure it is          | results       | ranking.py      |
 | how many seeds a difference needs                     | results       | power.py        |
-| one sentence about a comparison                       | one row of it | words.py        |
+| whether it supports a difference, and in a sentence   | one row of it | words.py        |
 
 It imports numpy, pandas and scipy alone.
 """
@@ -19,7 +19,7 @@ from medseg_reg.study.statistics.paired import holm, rank_biserial, signed_rank
 from medseg_reg.study.statistics.power import detectable_difference, seeds_needed
 from medseg_reg.study.statistics.ranking import rank
 from medseg_reg.study.statistics.table import METRICS, balanced, lower_is_better
-from medseg_reg.study.statistics.words import verdict
+from medseg_reg.study.statistics.words import is_supported, verdict
 
 __all__ = [
     "METRICS",
@@ -30,6 +30,7 @@ __all__ = [
     "detectable_difference",
     "hierarchical_interval",
     "holm",
+    "is_supported",
     "lower_is_better",
     "rank",
     "rank_biserial",

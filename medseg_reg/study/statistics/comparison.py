@@ -22,7 +22,8 @@ from medseg_reg.study.statistics.table import (
 
 COLUMNS = (
     *("dataset", "network", "method", "seeds", "groups", "mean", "low", "high"),
-    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect_size"),
+    *("difference", "difference_low", "difference_high", "simultaneous_low", "simultaneous_high"),
+    *("p", "p_holm", "effect_size"),
     *("improvement", "improvement_low", "improvement_high"),
 )
 
@@ -41,11 +42,13 @@ def compare(
 
     A group's score is the mean over its cases in each class, then over classes. Intervals are
     those of `hierarchical_interval`, over groups and seeds. `difference` is method minus baseline,
-    paired by case, class and seed. `p` is Wilcoxon's, two-sided, over the groups' differences (each
-    the mean over seeds); `p_holm` is corrected for all methods of the data set and network;
-    `effect_size` is the rank-biserial correlation of the same differences. `improvement` is the
-    probability of improvement: the share of (group, seed) pairs in which the method is better, ties
-    counted half.
+    paired by case, class and seed; the bounds `simultaneous_low` and `simultaneous_high` are its
+    interval with 1 - confidence divided by the number of methods (Bonferroni), so that those of
+    all methods of the data set and network hold together. `p` is Wilcoxon's, two-sided, over the
+    groups' differences (each the mean over seeds); `p_holm` is corrected for all methods of the
+    data set and network; `effect_size` is the rank-biserial correlation of the same differences.
+    `improvement` is the probability of improvement: the share of (group, seed) pairs in which the
+    method is better, ties counted half.
 
     For hd95, assd, ece and the absolute volume differences less is better: means and differences
     keep their signs, effect sizes are above 0 and `improvement` above 1/2 where the method is
@@ -93,7 +96,9 @@ def compare(
         draws = Resamples(len(block.seeds), len(block.groups), resamples, seed)
         order = [baseline, *(name for name in block.methods if name != baseline)]
         own = [_own(block, name, metric, draws, confidence) for name in order]
-        pairs = [_against(block, name, baseline, less, draws, confidence) for name in order[1:]]
+        together = 1 - (1 - confidence) / max(1, len(order) - 1)
+        levels = (confidence, together)
+        pairs = [_against(block, name, baseline, less, draws, levels) for name in order[1:]]
         for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
             pair["p_holm"] = float(p)
         rows += [{**one, **other} for one, other in zip(own, [{}, *pairs], strict=True)]
@@ -134,19 +139,26 @@ def _own(
 
 
 def _against(
-    block: Block, method: str, baseline: str, less: bool, draws: Resamples, confidence: float
+    block: Block,
+    method: str,
+    baseline: str,
+    less: bool,
+    draws: Resamples,
+    levels: tuple[float, float],
 ) -> dict[str, float]:
     mine, other = pair_scores(block, method, baseline)
     # Rounded as for the test, so that ties are ties.
     difference = np.round(mine - other, 12)
     better = np.sign(-difference if less else difference) / 2 + 0.5
-    gap = hierarchical_interval(difference, draws, confidence)
-    share = hierarchical_interval(better, draws, confidence, (0.0, 1.0))
+    gap, together = (hierarchical_interval(difference, draws, level) for level in levels)
+    share = hierarchical_interval(better, draws, levels[0], (0.0, 1.0))
     of_groups = nan_mean(difference, axis=0)
     return {
         "difference": gap.mean,
         "difference_low": gap.low,
         "difference_high": gap.high,
+        "simultaneous_low": together.low,
+        "simultaneous_high": together.high,
         "p": signed_rank(of_groups),
         "effect_size": rank_biserial(-of_groups if less else of_groups),
         "improvement": share.mean,

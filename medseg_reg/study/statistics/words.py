@@ -17,10 +17,7 @@ def verdict(
 ) -> str:
     """Say what a row of `compare` supports, and what it does not.
 
-    A difference counts as shown where both agree: Holm's p, over groups, is below alpha, and the
-    interval, over groups and seeds, is on one side of 0. The test alone knows nothing of other
-    seeds; the interval alone is not corrected for the number m of methods. With one seed nothing
-    counts as shown. Where the luck of seeds is large, ask `compare` with confidence 1 - alpha / m.
+    A difference counts as shown where `is_supported` says so; with one seed nothing does.
 
     Args:
         row: of the table that `compare` returned. If it still has `attrs`, the baseline is named.
@@ -28,7 +25,8 @@ def verdict(
         metric: name of the metric; by default that of `attrs`, else "score".
 
     >>> row = {"method": "dropout", "seeds": 3, "groups": 5, "mean": 0.75, "low": 0.7, "high": 0.8,
-    ...        "difference": 0.02, "difference_low": 0.01, "difference_high": 0.03, "p": 0.0625,
+    ...        "difference": 0.02, "difference_low": 0.01, "difference_high": 0.03,
+    ...        "simultaneous_low": 0.01, "simultaneous_high": 0.03, "p": 0.0625,
     ...        "p_holm": 0.0625, "improvement": 1.0}
     >>> print(verdict(row))
     dropout: no difference is shown: 5 groups cannot reach p < 0.05 in this test, whose least p \
@@ -49,9 +47,29 @@ better, which needs more groups to be judged.
     return f"{method}: {_finding(one, metric, baseline, (groups, seeds), alpha)}."
 
 
+def is_supported(row: pd.Series | Mapping[str, Any], alpha: float = 0.05) -> bool:
+    """Whether a row of `compare` supports a difference from the baseline.
+
+    Two must agree: Holm's p, over groups, is below alpha, and the simultaneous interval, over
+    groups and seeds, is on one side of 0. Both are corrected for the number of methods. The test
+    alone knows nothing of other seeds, so one seed supports nothing; the interval alone leans on a
+    bootstrap of few seeds.
+
+    Args:
+        row: of the table that `compare` returned.
+        alpha: level of the test; that of the interval is `compare`'s.
+    """
+    return bool(row["p_holm"] < alpha and row["seeds"] > 1 and _apart(row, "simultaneous"))
+
+
+def _apart(row: pd.Series | Mapping[str, Any], interval: str) -> bool:
+    """Whether an interval, `difference` or `simultaneous`, leaves out 0; one of NaN does not."""
+    return bool(row[f"{interval}_low"] > 0 or row[f"{interval}_high"] < 0)
+
+
 _NUMBERS = (
     *("mean", "low", "high", "difference", "difference_low", "difference_high"),
-    *("p", "p_holm", "improvement"),
+    *("simultaneous_low", "simultaneous_high", "p", "p_holm", "improvement", "seeds"),
 )
 
 
@@ -61,8 +79,6 @@ def _finding(
     groups, seeds = counts
     size = _size(one, metric)
     tested = f"Holm's p {one['p_holm']:.3g}"
-    known = not math.isnan(one["difference_low"])
-    apart = known and (one["difference_low"] > 0 or one["difference_high"] < 0)
     if least_p(groups) >= alpha:
         return (
             f"no difference is shown: {_count(groups, 'group')} cannot reach p < {alpha:g} in this "
@@ -74,7 +90,7 @@ def _finding(
             "nothing is shown about the method, because another seed may turn it: for this one "
             f"seed {size}, {tested}"
         )
-    if one["p_holm"] < alpha and apart:
+    if is_supported(one, alpha):
         return (
             f"the data support a difference from {baseline}: {size}, {tested}; they say nothing "
             "about other data or networks"
@@ -91,7 +107,7 @@ def _finding(
             f"not small enough for so many methods ({tested}); {size}; more groups or fewer "
             "methods would decide"
         )
-    if apart:
+    if _apart(one, "difference"):
         return (
             f"a hint, but no difference is shown: {size}, {tested}; more groups or seeds would "
             "decide"

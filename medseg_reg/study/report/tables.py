@@ -1,0 +1,313 @@
+"""The tables of a report: for the page, as CSV with every digit, as LaTeX as they are shown."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseg_reg.files import replacing, write_text
+from medseg_reg.study.report.comparing import ALPHA
+from medseg_reg.study.report.source import METRICS, Source
+from medseg_reg.study.statistics import is_supported
+
+NOTHING = "–"  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is shown, the number it is sorted by, and `best` or `bad`."""
+
+    text: str
+    value: float | None = None
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        name: of its files.
+        caption: what it shows.
+        columns: the names of the columns.
+        rows: as many cells as there are columns.
+        frame: the same with every digit.
+        note: stands below it.
+        header: which column names the row, for screen readers.
+    """
+
+    name: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    frame: pd.DataFrame
+    note: str = ""
+    header: int = 0
+    numeric: frozenset[int] = field(default_factory=frozenset)
+
+
+def score(value: Any) -> str:
+    """Return a score with three digits; a large one, such as a distance, with fewer."""
+    if not _known(value):
+        return NOTHING
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def signed(value: Any) -> str:
+    """Return a difference with its sign, with a real minus.
+
+    >>> signed(-0.0123)
+    '−0.012'
+    """  # noqa: RUF002
+    if not _known(value):
+        return NOTHING
+    text = f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+    return text.replace("-", "−")  # noqa: RUF001
+
+
+def p_value(value: Any) -> str:
+    """Return a p value as papers write it.
+
+    >>> p_value(0.00004)
+    '< 0.001'
+    """
+    if not _known(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def share(value: Any) -> str:
+    """Return a share in percent."""
+    return f"{100 * value:.0f} %" if _known(value) else NOTHING
+
+
+def count(value: Any) -> str:
+    """Return a whole number."""
+    return f"{int(value)}" if _known(value) and math.isfinite(value) else NOTHING
+
+
+def words(value: Any) -> str:
+    """Return anything as text."""
+    return NOTHING if value is None or value == "" or value != value else str(value)
+
+
+def interval(low: Any, high: Any, shown: Callable[[Any], str] = score) -> str:
+    """Return an interval in words, or nothing where there is none."""
+    return f"{shown(low)} to {shown(high)}" if _known(low) and _known(high) else NOTHING
+
+
+def from_frame(
+    name: str,
+    caption: str,
+    frame: pd.DataFrame,
+    columns: Mapping[str, tuple[str, Callable[[Any], str]]],
+    note: str = "",
+    header: str = "",
+    by: Mapping[str, str] | None = None,
+) -> Table:
+    """Make a table of a frame.
+
+    Args:
+        name: of the table's files.
+        caption: what it shows.
+        frame: the numbers.
+        columns: maps columns of the frame to their titles and formats; others are left out.
+        note: stands below.
+        header: the column that names the row.
+        by: columns of text that are sorted by another column.
+    """
+    by = by or {}
+    kept = [key for key in columns if key in frame]
+    numeric = frozenset(i for i, k in enumerate(kept) if columns[k][1] is not words or k in by)
+    rows = [
+        [
+            Cell(columns[k][1](row[k]), _number(row[by.get(k, k)]) if i in numeric else None)
+            for i, k in enumerate(kept)
+        ]
+        for row in frame.to_dict("records")
+    ]
+    titles = [columns[k][0] for k in kept]
+    place = kept.index(header) if header in kept else 0
+    return Table(name, caption, titles, rows, frame, note, place, numeric)
+
+
+WHERE = {"dataset": ("data set", words), "network": ("network", words), "method": ("method", words)}
+
+
+def methods_by_networks(source: Source, compared: pd.DataFrame, confidence: str) -> Table:
+    """Return DICE of each method (rows) in each network (columns), data set by data set."""
+    networks = list(dict.fromkeys(compared["network"]))
+    rows, flat = [], []
+    for dataset in dict.fromkeys(compared["dataset"]):
+        here = compared[compared["dataset"] == dataset]
+        best = here.groupby("network")["mean"].max()
+        for method in source.methods:
+            cells = [Cell(dataset), Cell(method)]
+            line = {"dataset": dataset, "method": method}
+            for network in networks:
+                found = here[(here["network"] == network) & (here["method"] == method)]
+                if found.empty:
+                    cells.append(Cell(NOTHING))
+                    continue
+                row = found.iloc[0]
+                star = " *" if is_supported(row) else ""
+                text = f"{score(row['mean'])} ({interval(row['low'], row['high'])}){star}"
+                mark = "best" if row["mean"] == best[network] else ""
+                cells.append(Cell(text, _number(row["mean"]), mark))
+                line[network] = text
+            if len(line) > 2:
+                rows.append(cells)
+                flat.append(line)
+    note = (
+        f"Mean over patients and seeds, and its {confidence} interval. Bold: the highest mean. "
+        f"*: differs from {source.baseline}: p < {ALPHA} after Holm's correction, and the interval "
+        "of the difference, wide enough for all methods together, leaves out 0. A highest mean "
+        "without a star is no finding."
+    )
+    return Table(
+        "methods_by_networks",
+        "DICE of every method in every network",
+        ["data set", "method", *networks],
+        rows,
+        pd.DataFrame(flat),
+        note,
+        1,
+        frozenset(range(2, 2 + len(networks))),
+    )
+
+
+def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Table:
+    """Return all comparisons with the baseline."""
+    frame = compared.copy()
+    frame["score"] = [METRICS.get(name, name) for name in frame["metric"]]
+    frame["mean_shown"] = [
+        f"{score(row['mean'])} ({interval(row['low'], row['high'])})" for _, row in frame.iterrows()
+    ]
+    frame["difference_shown"] = [
+        f"{signed(row['difference'])} "
+        f"({interval(row['difference_low'], row['difference_high'], signed)})"
+        if _known(row["difference"])
+        else NOTHING
+        for _, row in frame.iterrows()
+    ]
+    columns = {
+        **WHERE,
+        "score": ("score", words),
+        "seeds": ("seeds", count),
+        "groups": ("patients", count),
+        "mean_shown": (f"mean ({confidence} interval)", words),
+        "difference_shown": (f"difference ({confidence} interval)", words),
+        "p": ("p", p_value),
+        "p_holm": ("p (Holm)", p_value),
+        "effect_size": ("effect size", signed),
+        "improvement": ("better in", share),
+    }
+    note = (
+        f"Differences to {source.baseline}, paired by patient and seed; intervals by a "
+        "hierarchical bootstrap over patients and seeds; p of a two-sided Wilcoxon signed-rank "
+        "test over patients, Holm's correction over the methods of one data set, network and "
+        "score; effect size: matched-pairs rank-biserial correlation; better in: share of pairs of "
+        "patient and seed in which the method is better, ties half. Of HD95, ASSD, ECE and volume "
+        "differences less is better."
+    )
+    caption = f"Comparisons with {source.baseline}"
+    by = {"mean_shown": "mean", "difference_shown": "difference"}
+    table = from_frame("comparisons", caption, frame, columns, note, "method", by)
+    raw = compared[["metric", *(c for c in compared if c != "metric")]]
+    return replace(table, frame=raw)
+
+
+def measures(source: Source) -> Table:
+    """Return the mean of each score; of volume differences the mean of their absolute value."""
+    table = source.results.copy()
+    sides = table["metric"].str.startswith("volume_difference")
+    table.loc[sides, "value"] = table.loc[sides, "value"].abs()
+    keys = ["dataset", "network", "method"]
+    groups = table.groupby([*keys, "metric", "seed", "group"], sort=False)["value"].mean()
+    means = groups.groupby([*keys, "metric"], sort=False).mean().unstack("metric")
+    frame = source.ordered(means[list(source.metrics)].reset_index())
+    shown = {m: (METRICS.get(m, m).replace("volume", "|volume|"), score) for m in source.metrics}
+    note = "Means over patients and seeds; cases without a value are left out of their own score."
+    caption = "All scores of every method"
+    return from_frame("scores", caption, frame, {**WHERE, **shown}, note, "method")
+
+
+def classes(source: Source) -> Table:
+    """Return DICE of each class."""
+    keys = ["dataset", "network", "method", "class"]
+    dice = source.results[source.results["metric"] == "dice"]
+    groups = dice.groupby([*keys, "seed", "group"], sort=False)["value"].mean()
+    frame = groups.groupby(keys, sort=False).agg(["mean", "std", "min"]).reset_index()
+    frame = source.ordered(frame)
+    columns = {
+        **WHERE,
+        "class": ("class", words),
+        "mean": ("DICE", score),
+        "std": ("standard deviation", score),
+        "min": ("lowest", score),
+    }
+    note = "Over patients and seeds."
+    return from_frame("classes", "DICE of every class", frame, columns, note, "method")
+
+
+def ranks(ranked: pd.DataFrame, needed: pd.DataFrame, difference: float) -> Table:
+    """Return the rank of each method, and how many seeds a small difference would need."""
+    keys = ["dataset", "network", "method"]
+    frame = ranked.merge(needed[[*keys, "seeds_needed"]], on=keys, how="left")
+    frame["rank_interval"] = [
+        interval(low, high, lambda v: f"{v:.0f}")
+        for low, high in zip(frame["low"], frame["high"], strict=True)
+    ]
+    columns = {
+        **WHERE,
+        "rank": ("rank", lambda v: f"{v:.1f}".removesuffix(".0") if _known(v) else NOTHING),
+        "rank_interval": ("interval of the rank", words),
+        "best": ("first in", share),
+        "seeds_needed": ("seeds needed", _seeds),
+    }
+    note = (
+        "First in: share of bootstrap resamples in which the method has the highest mean. Seeds "
+        f"needed: to find a difference of {difference:g} DICE to the baseline with a power of "
+        "80 %, given the spread seen here; a guide for the next study, not a result."
+    )
+    return from_frame("ranks", "Ranks, and seeds needed", frame, columns, note, "method")
+
+
+def write_tables(tables: Sequence[Table], folder: Path) -> None:
+    """Write each table as CSV and as LaTeX (booktabs)."""
+    for table in tables:
+        with replacing(folder / f"{table.name}.csv") as temporary:
+            table.frame.to_csv(temporary, index=False, lineterminator="\n")
+        shown = pd.DataFrame(
+            [[cell.text for cell in row] for row in table.rows], columns=list(table.columns)
+        )
+        align = "".join("r" if i in table.numeric else "l" for i in range(len(table.columns)))
+        text = shown.to_latex(
+            index=False, escape=True, column_format=align, caption=_latex(table.caption)
+        )
+        write_text(folder / f"{table.name}.tex", text)
+
+
+def _latex(text: str) -> str:
+    # to_latex escapes the cells, not the caption.
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _seeds(value: Any) -> str:
+    return "more than can be had" if value == math.inf else count(value)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and value == value
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if _known(value) and math.isfinite(value) else None

@@ -1,0 +1,112 @@
+"""Tiny studies for tests, and a pool that forks, so that a run need not import everything anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from medseg_reg.errors import run_main
+from medseg_reg.study import worker
+from medseg_reg.study.pool import Job
+from medseg_reg.study.spec import StudySpec
+from tests.training import tiny_config
+
+
+def tiny_study(store: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return the content of a study of four runs on a tiny store."""
+    base = tiny_config(store, folder / "unused")
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "run": str(folder / "study"),
+        "datasets": {
+            "blobs": {"overrides": {k: base[k] for k in ("data", "network", "regularization")}}
+        },
+        "methods": {"none": [], "dropout": [{"name": "dropout", "p": 0.3}]},
+        "seeds": 2,
+        "budget": {"epochs": 1},
+        "overrides": {
+            "training.accelerator": "cpu",
+            "training.checkpoint_minutes": 1e-6,
+            "evaluation.resamples": 100,
+        },
+        "threads": 1,
+    }
+    return {**content, **changes}
+
+
+def study_of(store: Path, folder: Path, **changes: Any) -> StudySpec:
+    """Return a tiny study."""
+    return StudySpec.model_validate(tiny_study(store, folder, **changes))
+
+
+class ForkPool:
+    """Runs workers in forked children; the first `kill_after` seconds of some end in a kill.
+
+    Args:
+        size: how many run at a time.
+        kill: after how many seconds the job with this number is killed.
+    """
+
+    def __init__(self, size: int = 2, kill: dict[int, float] | None = None) -> None:
+        self.size, self._kill, self.started = size, kill or {}, []
+        self._children: dict[int, tuple[Job, float | None]] = {}
+
+    def start(self, job: Job) -> None:
+        after = self._kill.get(len(self.started))
+        self.started.append(job.name)
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _work(job)
+        self._children[child] = (job, None if after is None else time.monotonic() + after)
+
+    def ended(self) -> list[tuple[Job, int]]:
+        found = []
+        for child, (job, end) in list(self._children.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                del self._children[child]
+                found.append((job, os.waitstatus_to_exitcode(status)))
+            elif end is not None and time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+        return found
+
+    def stop(self) -> None:
+        for child in self._children:
+            os.kill(child, signal.SIGTERM)
+
+    def kill(self) -> None:
+        for child in self._children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        self._children.clear()
+
+
+def _work(job: Job) -> None:
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        log = job.log.open("a")
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sys.stdout = sys.stderr = log  # pytest may have put others there
+        words = job.command[job.command.index("medseg_reg.study.worker") + 1 :]
+        sys.argv = ["worker", *(word for word in words if word != "--leash")]
+        run_main(worker.main)
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(70)
