@@ -5,19 +5,24 @@
 
 For every map, the layers take turns in rounds: nn.Dropout2d, a 3x3 convolution with batch
 normalization and ReLU, a copy of the map, then the methods with their defaults. The table gives the
-median time of a method over that of nn.Dropout2d, and over that of the convolution. Maps are
-rectified noise, as after a ReLU; --signed leaves the ReLU out.
+median time of a method over that of nn.Dropout2d, and over that of the convolution; then the peak
+of the memory that one pass allocates, output and gradient included, in maps. Maps are rectified
+noise, each channel scaled and shifted as by a batch normalization before a ReLU; --signed leaves
+the ReLU out, --alike the scales and shifts, --channels-last changes the layout. With
+``python -m benchmarks.layers`` a checkout measures itself, whatever is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from medseg_reg.regularizers import build, regularizer_names
 
@@ -34,11 +39,19 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def feature_map(sizes: tuple[int, ...], options: argparse.Namespace) -> Tensor:
-    """Return smooth noise, rectified unless it is to be signed."""
-    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    """Return noise of channels that differ, rectified unless it is to be signed."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sizes, generator=generator)
+    if not options.alike:
+        each = (sizes[1], *[1] * (len(sizes) - 2))
+        scale = torch.rand(each, generator=generator)
+        x = scale * x + 0.3 * torch.randn(each, generator=generator)
     if not options.signed:
         x = x.relu()
-    return x.to(options.device, getattr(torch, options.dtype)).requires_grad_()
+    x = x.to(options.device, getattr(torch, options.dtype))
+    if options.channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    return x.requires_grad_()
 
 
 def tasks(names: list[str], x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -67,8 +80,26 @@ def seconds(task: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor, repeats: 
     return (time.perf_counter() - start) / repeats
 
 
-def measure(sizes: tuple[int, ...], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the times of all rounds, the layers in turns."""
+def peak_memory(task: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> float:
+    """Return the most memory that one forward and backward pass holds, in sizes of the map."""
+    x.grad = None
+    size = x.numel() * x.element_size()
+    if x.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        task(x).backward(grad)
+        return (torch.cuda.max_memory_allocated() - before) / size
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        task(x).backward(grad)
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes)) / size
+
+
+def measure(
+    sizes: tuple[int, ...], options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return the times of all rounds, the layers in turns, and the peak memory of each."""
     x = feature_map(sizes, options)
     grad = torch.randn_like(x)
     timed = tasks(options.names, x)
@@ -80,18 +111,19 @@ def measure(sizes: tuple[int, ...], options: argparse.Namespace) -> dict[str, li
     for _ in range(options.rounds):
         for name, task in timed.items():
             times[name].append(seconds(task, x, grad, repeats[name]))
-    return times
+    return times, {name: peak_memory(task, x, grad) for name, task in timed.items()}
 
 
-def report(text: str, times: dict[str, list[float]]) -> None:
+def report(text: str, times: dict[str, list[float]], memory: dict[str, float]) -> None:
     """Print ratios of medians, and the spread of each."""
     middle = {name: statistics.median(values) for name, values in times.items()}
     dropout, conv = middle[BESIDE[0]], middle[BESIDE[1]]
     print(f"\n{text}: nn.Dropout2d {1e3 * dropout:.2f} ms, convolution {1e3 * conv:.2f} ms")
-    print(f"{'layer':28} {'/ Dropout2d':>12} {'/ convolution':>14} {'spread':>8}")
+    print(f"{'layer':28} {'/ Dropout2d':>12} {'/ convolution':>14} {'spread':>8} {'memory':>7}")
     for name, value in sorted(middle.items(), key=lambda pair: pair[1]):
         spread = (max(times[name]) - min(times[name])) / value
-        print(f"{name:28} {value / dropout:12.2f} {value / conv:14.3f} {spread:8.0%}")
+        ratios = f"{value / dropout:12.2f} {value / conv:14.3f}"
+        print(f"{name:28} {ratios} {spread:8.0%} {memory[name]:7.2f}")
 
 
 def main() -> None:
@@ -104,6 +136,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--signed", action="store_true", help="maps that were not rectified")
+    parser.add_argument("--alike", action="store_true", help="no scales and shifts of channels")
+    parser.add_argument("--channels-last", action="store_true", help="the memory format of maps")
     options = parser.parse_args()
     options.names = options.names or list(regularizer_names())
     if options.threads:
@@ -111,7 +145,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.dtype}")
     for text in options.shape:
-        report(text, measure(shape(text), options))
+        report(text, *measure(shape(text), options))
 
 
 if __name__ == "__main__":

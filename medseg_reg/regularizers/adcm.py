@@ -18,6 +18,8 @@ from medseg_reg.regularizers.base import (
     register,
 )
 from medseg_reg.regularizers.drop_rates import check_temperature, drop_probability
+from medseg_reg.regularizers.kernels.blocks import by_planes
+from medseg_reg.regularizers.kernels.masks import multiply_masks
 
 __all__ = ["ADCM", "adcm", "channel_attention", "position_attention", "stochastic_pool"]
 
@@ -46,15 +48,21 @@ def stochastic_pool(x: Tensor) -> Tensor:
     """
     check_map(x, "stochastic_pool")
     with torch.no_grad():
-        weight = x.detach().float().relu()
-        while weight.dim() > 2:
-            mass = weight.flatten(3).sum(-1) if weight.dim() > 3 else weight
+        values = x.detach()
+        while values.dim() > 2:
+            mass = by_planes(_positive_sums, values)
             # the first of exponential times of rate `mass`, as 1 / time
             speed = mass / -torch.rand_like(mass).clamp(min=1e-30).log()
-            index = speed.argmax(2).view(*mass.shape[:2], *[1] * (weight.dim() - 2))
-            size = (*mass.shape[:2], 1, *weight.shape[3:])
-            weight = weight.gather(2, index.expand(size)).squeeze(2)
-        return weight
+            index = speed.argmax(2).view(*mass.shape[:2], *[1] * (values.dim() - 2))
+            size = (*mass.shape[:2], 1, *values.shape[3:])
+            values = values.gather(2, index.expand(size)).squeeze(2)
+        return values.float().relu()
+
+
+def _positive_sums(values: Tensor) -> Tensor:
+    """The sums of the positive values over all but the first spatial axis (B, C, n), float32."""
+    positive = values.float().relu()
+    return positive.flatten(3).sum(-1) if values.dim() > 3 else positive
 
 
 def channel_attention(x: Tensor) -> Tensor:
@@ -156,7 +164,7 @@ def adcm(x: Tensor, p: float = 0.1, temperature: float = 1.0, training: bool = T
         positions = torch.rand_like(position) >= position
         channels = channels.view(*channel.shape, *[1] * len(sizes)).to(x.dtype)
         positions = positions.view(-1, 1, *sizes).to(x.dtype)
-    return x * channels * positions
+    return multiply_masks(x, channels, positions)
 
 
 def _rate_of_each(p: float, channels: int, positions: int) -> tuple[float, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medseg_reg.regularizers.base import (
@@ -19,12 +18,12 @@ from medseg_reg.regularizers.base import (
     check_rate,
     register,
 )
+from medseg_reg.regularizers.kernels.peaks import neighbourhood_peaks
 
 __all__ = ["ChannelDropBlock", "channel_drop_block", "channel_similarity"]
 
 Metric = Literal["max_activation", "bilinear"]
 _METRICS = ("max_activation", "bilinear")
-_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def channel_similarity(
@@ -62,10 +61,9 @@ def channel_similarity(
     check_map(x, "channel_similarity")
     device = "cpu" if x.is_meta else x.device.type  # autocast knows no meta device
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        exact = x.detach().float()
         if metric == "bilinear":
-            return _cosine(exact, channel)
-        places = _peaks(exact, faithful)
+            return _cosine(x.detach().float(), channel)
+        places = neighbourhood_peaks(x.detach(), pad_with_zeros=faithful)
         return -(places - _row(places, channel)[:, None]).square().sum(-1).sqrt()
 
 
@@ -83,23 +81,6 @@ def _cosine(x: Tensor, channel: Tensor) -> Tensor:
     # row times matrix: several times faster on CPU than matrix times column, in either layout
     product = torch.bmm(unit[:, None], rows.transpose(1, 2)).squeeze(1)
     return (product / norm).nan_to_num(0.0)
-
-
-def _peaks(x: Tensor, published: bool) -> Tensor:
-    """The coordinates (B, C, axes) of each channel's greatest local mean, as floats."""
-    sizes = x.shape[2:]
-    if published:  # padded by itself: torch pools no volume that is smaller than its window
-        smooth = _POOL[len(sizes)](F.pad(x, [1, 1] * len(sizes)), 3, 1)
-    else:
-        window = [3 if size > 2 else 1 for size in sizes]
-        pad = [k // 2 for k in window]
-        smooth = _POOL[len(sizes)](x, window, 1, pad, count_include_pad=False)
-    index = smooth.flatten(2).argmax(-1)
-    places = []
-    for size in reversed(sizes):
-        places.append(index % size)
-        index = torch.div(index, size, rounding_mode="floor")
-    return torch.stack(places, -1).float()
 
 
 def _rank(score: Tensor, random: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ __all__ = [
 
 EPSILON = 1e-8
 _MATRIX = 1 << 24  # elements of |A A^T| held at once: 64 MiB of float32
+_SPLIT = 128  # units from which products of a quarter of them are still as fast for their size
 _POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -89,15 +90,25 @@ def _all_positive(rows: Tensor) -> bool:
 
 
 def _absolute_row_sums(rows: Tensor, inverse: Tensor) -> Tensor:
-    """sum_j |a_i . a_j| / |a_j|, for as many rows i at a time as the memory bound allows."""
+    """sum_j |a_i . a_j| / |a_j|, for as many rows i at a time as the memory bound allows.
+
+    The matrix is symmetric: each block of rows meets itself and those after it, and its products
+    count for both. On CPU four blocks spare three eighths of the work; elsewhere one launch counts
+    for more.
+    """
     batch, units = inverse.shape
     step = max(1, _MATRIX // max(1, batch * units))
-    columns = rows.transpose(1, 2)
-    sums = [
-        torch.bmm(torch.bmm(block, columns).abs_(), inverse[..., None]).squeeze(-1)
-        for block in torch.split(rows, step, dim=1)
-    ]
-    return torch.cat(sums, dim=1)
+    if rows.device.type == "cpu" and units >= _SPLIT:
+        step = min(step, -(-units // 4))
+    columns, weight = rows.transpose(1, 2), inverse[..., None]
+    total = torch.zeros_like(weight)
+    for start in range(0, units, step):
+        end = min(start + step, units)
+        product = torch.bmm(rows[:, start:end], columns[:, :, start:]).abs_()
+        total[:, start:end] += torch.bmm(product, weight[:, start:])
+        later = product[:, :, end - start :].transpose(1, 2)
+        total[:, end:] += torch.bmm(later, weight[:, start:end])
+    return total.squeeze(-1)
 
 
 def _published_keep(correlation: Tensor, p: float) -> Tensor:

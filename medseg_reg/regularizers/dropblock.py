@@ -22,6 +22,8 @@ from medseg_reg.regularizers.base import (
     check_rate,
     register,
 )
+from medseg_reg.regularizers.kernels.blocks import by_planes
+from medseg_reg.regularizers.kernels.elements import multiply_kept
 
 __all__ = ["DropBlock", "block_reach", "calibrated_gamma", "drop_block", "grow"]
 
@@ -98,7 +100,9 @@ def drop_block(
             scale = (keep * (keep.numel() / keep.sum().clamp(min=1))).to(x.dtype)
         else:
             keep = _calibrated_blocks(x, p, block_size, channels).logical_not_()
-            scale = keep.to(x.dtype).div_(1.0 - p)
+            scale = keep if per_channel else keep.to(x.dtype).div_(1.0 - p)
+    if per_channel and not faithful:
+        return multiply_kept(x, keep, 1.0 / (1.0 - p))
     return x * scale
 
 
@@ -124,8 +128,8 @@ class DropBlock(Regularizer):
 
     Shapes:
         (B, C, *spatial) with one to three spatial axes; the output is alike. Memory beyond it:
-        one byte a pixel for the mask and one map for the factors; a second map for the random
-        numbers, where blocks are small or rates high.
+        one byte a pixel for the mask; a map for the random numbers, where blocks are small or
+        rates high.
 
     Raises:
         ValueError: a bad parameter, or an input of another shape or kind.
@@ -180,6 +184,10 @@ def grow(seeds: Tensor, before: int, after: int) -> Tensor:
         >>> grow(torch.tensor([[[False, False, True, False, False, False]]]), 1, 2).int()
         tensor([[[0, 1, 1, 1, 1, 0]]], dtype=torch.int32)
     """
+    return by_planes(lambda planes: _grow(planes, before, after), seeds)
+
+
+def _grow(seeds: Tensor, before: int, after: int) -> Tensor:
     for axis in range(2, seeds.dim()):
         for reach, ahead in ((after, True), (before, False)):
             seeds = _smear(seeds, axis, min(reach, seeds.shape[axis] - 1), ahead)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from medseg_reg.regularizers.base import Regularizer, register
+from medseg_reg.regularizers.kernels.elements import drop_elements
 
 __all__ = ["InputDropout"]
 
@@ -50,5 +50,5 @@ class InputDropout(Regularizer):
         super().__init__(p)
 
     def regularize(self, x: Tensor) -> Tensor:
-        """Applies ``torch.nn.functional.dropout``."""
-        return F.dropout(x, self.p, training=True)
+        """Applies `drop_elements`."""
+        return drop_elements(x, self.p)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medseg_reg.regularizers.base import (
@@ -22,6 +21,7 @@ from medseg_reg.regularizers.base import (
     check_rate,
     register,
 )
+from medseg_reg.regularizers.kernels.elements import drop_elements
 
 __all__ = ["NSDropout", "class_masks", "class_sums", "nsdropout"]
 
@@ -327,7 +327,7 @@ class NSDropout(Regularizer):
     def regularize(self, x: Tensor) -> Tensor:
         """The rule with this layer's memory; ordinary dropout as long as that is empty."""
         if self.labels is None or self.validation_means is None:
-            return F.dropout(x, self.p, training=True)
+            return drop_elements(x, self.p)
         _check_means(self.validation_means, x, type(self).__name__)
         with torch.no_grad():
             members = _members(x, self.labels, self.classes, type(self).__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +16,14 @@ from medseg_reg.regularizers.base import (
     register,
 )
 from medseg_reg.regularizers.dropblock import block_reach, grow
+from medseg_reg.regularizers.kernels.blocks import BLOCK, by_planes, worth_splitting
+from medseg_reg.regularizers.kernels.elements import multiply_kept
+from medseg_reg.regularizers.kernels.points import random_points
 
 __all__ = ["ProbDropBlock", "prob_drop_block"]
 
 _SAMPLE = 1 << 14  # values of a sample on which the solution is approached before all are taken
 _APPROACH, _FINISH = 12, 3  # steps of Newton's method on that part, then on the whole
-_BLOCK = 1 << 17  # values, 512 KiB of float32: what a rule makes of them stays in the cache
 _FAR = 1e30  # weight of a dead pixel: exp(-alpha * _FAR) is 0, so that no mean counts it
 _NEAR = 1e-20  # an alpha so small that it drops no live pixel, though every dead one
 _TINY = 1e-30
@@ -54,11 +55,10 @@ def prob_drop_block(
     with torch.no_grad():
         strength = _strength(x.detach())
         if faithful:
-            scale = _published(strength, p, block_size)
+            scale = _published(strength, p, block_size).to(x.dtype)
         else:
-            scale = _calibrated(strength, p, block_size) / (1.0 - p)
-        scale = scale.to(x.dtype)
-    return x * scale
+            keep = _calibrated(strength, p, block_size)
+    return x * scale if faithful else multiply_kept(x, keep, 1.0 / (1.0 - p))
 
 
 @register("prob_drop_block")
@@ -71,6 +71,9 @@ class ProbDropBlock(Regularizer):
     |a| over the window around it. alpha is solved in every sample so that the share of non-zero
     elements that are dropped is p in expectation; strong channels and regions lose more than p,
     weak ones less. Dead channels are left out, since zeroing zeros changes nothing.
+
+    On CPU, maps beyond 2^17 values draw their centres in another way than compiled code does: of
+    the same distribution, but one seed gives other blocks.
 
     Args:
         p: share of non-zero elements to drop, in [0, 1).
@@ -125,8 +128,13 @@ def _strength(x: Tensor) -> Tensor:
 
     Relative, and divided in the precision of x, so that no sum of it can overflow.
     """
-    size = x.abs().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    size = size.nan_to_num_(0.0, 0.0, 0.0)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if worth_splitting(x) and x.is_contiguous():
+        size = torch.empty_like(x, dtype=exact)
+        for values, part in zip(*[torch.split(m.view(-1), BLOCK) for m in (x, size)], strict=True):
+            part.copy_(values).abs_().nan_to_num_(0.0, 0.0, 0.0)
+    else:
+        size = x.abs().to(exact).contiguous().nan_to_num_(0.0, 0.0, 0.0)
     peak = size.amax(tuple(range(1, x.dim())), keepdim=True)
     return size.div_(torch.where(peak > 0, peak, 1.0)).float()
 
@@ -145,30 +153,14 @@ def _published(strength: Tensor, p: float, block_size: int) -> Tensor:
 def _calibrated(strength: Tensor, p: float, block_size: int) -> Tensor:
     """What the default rule keeps, as booleans."""
     before, after = block_reach(block_size)
-    alpha = _solve(_by_planes(lambda s: _live_window_sum(s, before, after), strength), p)
-    rate = strength.mul_(-alpha).expm1_().neg_()
-    pixels = math.prod([min(block_size, n) for n in rate.shape[2:]])
+    alpha = _solve(by_planes(lambda s: _live_window_sum(s, before, after), strength), p)
+    pixels = math.prod([min(block_size, n) for n in strength.shape[2:]])
     if pixels > 4096:  # rates near the 2^-24 of a float32 draw: two coins are fine enough
-        rate = rate.sqrt_()
+        rate = strength.mul_(-alpha).expm1_().neg_().sqrt_()
         seeds = (torch.rand_like(rate) < rate) & (torch.rand_like(rate) < rate)
     else:
-        seeds = torch.rand_like(rate) < rate
+        seeds = random_points(strength, alpha)
     return grow(seeds, before, after).logical_not_()
-
-
-def _by_planes(rule: Callable[..., Tensor], *maps: Tensor) -> Tensor:
-    """Applies a rule that treats each channel for itself: on CPU to a cache-full at a time.
-
-    Whole maps would be written to memory, and there to pages new to the process, in every step.
-    """
-    batch, channels = maps[0].shape[:2]
-    planes = max(1, _BLOCK // max(1, maps[0][0, 0].numel()))
-    if maps[0].device.type != "cpu" or torch.compiler.is_compiling() or planes >= batch * channels:
-        return rule(*maps)
-    rows = [m.expand(batch, channels, *m.shape[2:]).reshape(1, -1, *m.shape[2:]) for m in maps]
-    parts = zip(*[torch.split(r, planes, dim=1) for r in rows], strict=True)
-    whole = torch.cat([rule(*part) for part in parts], dim=1)
-    return whole.view(batch, channels, *whole.shape[2:])
 
 
 def _live_window_sum(values: Tensor, before: int, after: int) -> Tensor:
@@ -176,7 +168,7 @@ def _live_window_sum(values: Tensor, before: int, after: int) -> Tensor:
 
     Axis by axis, and by doubling: only sums, since differences of running sums would cancel.
     """
-    live = values > 0
+    dead = torch.eq(values, 0.0, out=torch.empty_like(values))  # faster than booleans on CPU
     for axis in range(2, values.dim()):
         size = values.shape[axis]
         left, right = min(after, size - 1), min(before, size - 1)
@@ -193,7 +185,7 @@ def _live_window_sum(values: Tensor, before: int, after: int) -> Tensor:
                 span = span.narrow(axis, 0, rest) + span.narrow(axis, power, rest)
             power *= 2
         values = total
-    return torch.where(live, values, _FAR)
+    return values.add_(dead, alpha=_FAR)
 
 
 def _solve(window: Tensor, p: float) -> Tensor:
@@ -210,9 +202,9 @@ def _solve(window: Tensor, p: float) -> Tensor:
     axes = [slice(min(step // 2, n - 1), None, step) for n in window.shape[2:]]
     part = window[(slice(None), slice(None), *axes)]
     for values, steps in ((part, _APPROACH), (window, _FINISH if step > 1 else 0)):
-        live = _by_planes(_live, values).sum(1).clamp(min=1.0).view_as(alpha)
+        live = by_planes(_live, values).sum(1).clamp(min=1.0).view_as(alpha)
         for _ in range(steps):
-            kept, slope = _by_planes(_moments, values, alpha).sum(1).unbind(1)
+            kept, slope = by_planes(_moments, values, alpha).sum(1).unbind(1)
             mean, slope = kept.view_as(alpha) / live, slope.view_as(alpha) / live
             change = (mean.clamp(min=_TINY).log2() - wanted) * mean / slope.clamp(min=_TINY)
             alpha = (alpha + change).clamp(min=_NEAR)  # a dead sample has change 0
@@ -221,7 +213,8 @@ def _solve(window: Tensor, p: float) -> Tensor:
 
 def _live(window: Tensor) -> Tensor:
     """The number of live pixels of each channel."""
-    return (window < _FAR).float().sum(tuple(range(2, window.dim())))
+    live = torch.lt(window, _FAR, out=torch.empty_like(window))
+    return live.sum(tuple(range(2, window.dim())))
 
 
 def _moments(window: Tensor, alpha: Tensor) -> Tensor:

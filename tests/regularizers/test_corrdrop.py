@@ -65,9 +65,10 @@ def test_the_correlation_is_the_golden_value() -> None:
     assert reference.second_rate(np.array([1, 0, 0, 1, 0]), 0.2) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("units", [17, 150])
 @pytest.mark.parametrize("positive", [True, False])
-def test_the_correlation_equals_the_reference(positive: bool) -> None:
-    rows = torch.randn(3, 17, 5)
+def test_the_correlation_equals_the_reference(positive: bool, units: int) -> None:
+    rows = torch.randn(3, units, 5)
     rows = rows.relu() if positive else rows
     rows[1, 3] = 0
     expected = [reference.row_correlation(sample) for sample in rows.numpy()]

@@ -20,10 +20,21 @@ class TestSpatialDropout(RegularizerContract):
 
 
 @pytest.mark.parametrize("layer", [Dropout(0.3), InputDropout(0.3)])
-def test_the_element_wise_layers_equal_torchs_dropout(layer: torch.nn.Module) -> None:
-    x = torch.randn(2, 3, 8, 5)
+def test_the_element_wise_layers_follow_the_rule_of_torchs_dropout(layer: torch.nn.Module) -> None:
     torch.manual_seed(0)
-    expected = torch.nn.Dropout(0.3)(x)
+    x = torch.rand(20, 30, 40, 5) + 0.5
+    y, theirs = layer(x), torch.nn.Dropout(0.3)(x)
+    torch.testing.assert_close(y[y != 0], x[y != 0] / 0.7, rtol=1e-4, atol=0)
+    for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):  # as independent along every axis
+        spread = (y == 0).float().mean(axes).std().item()
+        assert spread == pytest.approx((theirs == 0).float().mean(axes).std().item(), rel=0.8)
+
+
+@pytest.mark.parametrize("layer", [Dropout(1e-4), Dropout(0.9999)])
+def test_rates_that_rounding_would_change_are_torchs_own(layer: torch.nn.Module) -> None:
+    x = torch.rand(2, 3, 8, 5)
+    torch.manual_seed(0)
+    expected = torch.nn.Dropout(layer.p)(x)
     torch.manual_seed(0)
     assert torch.equal(layer(x), expected)
 

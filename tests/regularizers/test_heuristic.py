@@ -141,7 +141,7 @@ def test_the_layout_and_the_block_size_do_not_change_the_scores(
 ) -> None:
     x = torch.randn(3, 7, 9, 8).relu()
     expected = heuristic_scores(x)
-    monkeypatch.setattr("medseg_reg.regularizers.histogram._BLOCK", 100)
+    monkeypatch.setattr("medseg_reg.regularizers.kernels.blocks.BLOCK", 100)
     for result, value in zip(
         heuristic_scores(x.to(memory_format=memory_format)), expected, strict=True
     ):

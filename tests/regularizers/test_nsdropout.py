@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medseg_reg.regularizers import NSDropout, class_masks, class_sums, nsdropout
+from medseg_reg.regularizers import Dropout, NSDropout, class_masks, class_sums, nsdropout
 from medseg_reg.regularizers.protocols import LabelReader
 from tests.reference import nsdropout as reference
 from tests.regularizers.contract import RegularizerContract
@@ -174,7 +174,7 @@ def test_the_first_steps_are_ordinary_dropout() -> None:
     x, layer = torch.randn(4, 6, 5, 5), NSDropout(0.3)
     layer.labels = torch.randint(2, (4, 5, 5))
     torch.manual_seed(1)
-    expected = F.dropout(x, 0.3)
+    expected = Dropout(0.3)(x)
     torch.manual_seed(1)
     assert torch.equal(layer(x), expected)  # labels, but no validation yet
     validated(layer, x, layer.labels)
