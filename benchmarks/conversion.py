@@ -1,7 +1,7 @@
 """How close the converters come to the floor of decompressing the sources and writing the arrays.
 
-    python benchmarks/conversion.py                              # all kinds of source
-    python benchmarks/conversion.py pancreas_ct nifti --rounds 9 --size 512 --slices 200
+    python -m benchmarks.conversion                              # all kinds of source
+    python -m benchmarks.conversion pancreas_ct nifti --rounds 9 --size 512 --slices 200
 
 The floor decodes and writes, and nothing else: DICOM by pydicom, gzip by isal, pictures by OpenCV,
 arrays by np.save; no grouping, ordering, checks, proof of a label's orientation, hashes or
@@ -20,7 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ import numpy as np
 import pydicom
 from isal import igzip
 
+from benchmarks.ratios import Row, rows_of
 from data_prep import bagls, nifti, pancreas_ct
 from data_prep.convert import Reader, convert_one
 from data_prep.labels_archive import find_labels
@@ -41,6 +42,8 @@ from medseg_reg.data.store import Description
 from medseg_reg.data.store_writer import CaseSource, StoreWriter
 
 Array = np.ndarray[Any, np.dtype[Any]]
+# Wall and processor time of the floor, and of the converter.
+Times = tuple[tuple[float, float], tuple[float, float]]
 
 
 class Task(NamedTuple):
@@ -140,7 +143,19 @@ def seconds(run: Callable[[Task, Path], None], task: Task, folder: Path) -> tupl
     return elapsed
 
 
-def report(kind: str, rounds: list[tuple[tuple[float, float], tuple[float, float]]]) -> None:
+def measure(kind: str, size: int, slices: int, rounds: int) -> list[Times]:
+    """Return the times of floor and converter, a pair a round."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        task = KINDS[kind](folder, size, slices)
+        times = [
+            (seconds(run_floor, task, folder), seconds(run_converter, task, folder))
+            for _ in range(rounds + 1)
+        ]
+    return times[1:]  # the first round warms the page cache and imports
+
+
+def report(kind: str, rounds: list[Times]) -> None:
     """Print seconds and ratios of the rounds of one kind of source."""
     for clock, name in enumerate(("wall", "processor")):
         least = [one[clock] for one, _ in rounds]
@@ -154,23 +169,27 @@ def report(kind: str, rounds: list[tuple[tuple[float, float], tuple[float, float
         print(f"  {'ratio of the least':22} {min(ours) / min(least):8.3f}")
 
 
-def main() -> None:
+def rows(options: argparse.Namespace) -> list[Row]:
+    """Return the rows of this part for `python -m benchmarks`."""
+    slices, rounds = (200, 7) if options.full else (40, 5)
+    found = []
+    for kind in KINDS:
+        times = measure(kind, 512, slices, rounds)
+        wall = {"floor": [one[0] for one, _ in times], kind: [one[0] for _, one in times]}
+        found += rows_of(f"conversion, {kind}", wall, "floor")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure in turns and print the ratios."""
     parser = argparse.ArgumentParser(description="Ratio of the converters to their floor.")
     parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=200)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for kind in options.kinds or KINDS:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            task = KINDS[kind](folder, options.size, options.slices)
-            rounds = [
-                (seconds(run_floor, task, folder), seconds(run_converter, task, folder))
-                for _ in range(options.rounds + 1)
-            ]
-        report(kind, rounds[1:])  # the first round warms the page cache and imports
+        report(kind, measure(kind, options.size, options.slices, options.rounds))
 
 
 if __name__ == "__main__":

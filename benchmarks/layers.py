@@ -1,7 +1,7 @@
 """What each regularizer costs, forward and backward, beside nn.Dropout2d and a convolution.
 
-    python benchmarks/layers.py                                  # every registered method
-    python benchmarks/layers.py heuristic_dropout drop_block --shape 2x64x256x256 2x256x64x64
+    python -m benchmarks.layers                                  # every registered method
+    python -m benchmarks.layers heuristic_dropout drop_block --shape 2x64x256x256 2x256x64x64
 
 For every map, the layers take turns in rounds: nn.Dropout2d, a 3x3 convolution with batch
 normalization and ReLU, a copy of the map, then the methods with their defaults. The table gives the
@@ -18,12 +18,13 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.ratios import Row, rows_of
 from medseg_reg.regularizers import build, regularizer_names
 
 SHAPES = ("2x16x128x128", "2x64x64x64", "2x256x16x16")
@@ -126,9 +127,30 @@ def report(text: str, times: dict[str, list[float]], memory: dict[str, float]) -
         print(f"{name:28} {ratios} {spread:8.0%} {memory[name]:7.2f}")
 
 
-def main() -> None:
+def rows(options: argparse.Namespace) -> list[Row]:
+    """Return the rows of this part for `python -m benchmarks`."""
+    shapes = ("8x64x512x512", "8x256x128x128") if options.full else ("2x16x128x128", "2x64x64x64")
+    wanted = argparse.Namespace(
+        names=list(regularizer_names()),
+        signed=False,
+        dtype="bfloat16" if options.device == "cuda" else "float32",
+        device=options.device,
+        alike=False,
+        channels_last=False,
+        rounds=7 if options.full else 4,
+    )
+    found = []
+    for text in shapes:
+        times, memory = measure(shape(text), wanted)
+        found += rows_of(f"layer, {text}", times, BESIDE[0])
+        found += rows_of(f"layer, {text}", times, BESIDE[1])
+        found += [Row(f"memory, {text}", name, "map", size) for name, size in memory.items()]
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print a table for each map."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", help="registered names (default: all)")
     parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="BxCxHxW")
     parser.add_argument("--rounds", type=int, default=7)
@@ -138,7 +160,7 @@ def main() -> None:
     parser.add_argument("--signed", action="store_true", help="maps that were not rectified")
     parser.add_argument("--alike", action="store_true", help="no scales and shifts of channels")
     parser.add_argument("--channels-last", action="store_true", help="the memory format of maps")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.names = options.names or list(regularizer_names())
     if options.threads:
         torch.set_num_threads(options.threads)

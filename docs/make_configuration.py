@@ -161,7 +161,13 @@ MEANINGS = {
     "training.precision": "`auto` takes bfloat16 where the processor is fast at it; see "
     "[training](training.md#precision).",
     "training.accumulate": "Batches whose gradients make one step.",
-    "training.channels_last": "Memory order of the maps; it is faster on most processors.",
+    "training.memory_format": "Memory order of the maps; `auto` takes what was measured to be "
+    "faster for the network's normalization and the device; see "
+    "[performance](performance.md#memory-format).",
+    "training.compile": "Compile the network by torch.compile before the first step; see "
+    "[performance](performance.md#compiling) for what that costs.",
+    "training.keep_memory": "On a CPU under Linux, keep freed memory for the next step: faster, "
+    "with more memory resident; see [performance](performance.md#memory-of-a-cpu).",
     "training.deterministic": "Refuse operations that may differ between two runs on a GPU.",
     "training.accelerator": "What to compute on.",
     "training.devices": "GPUs (or CPU processes) of one machine.",

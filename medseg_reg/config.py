@@ -88,7 +88,9 @@ class TrainingSpec(Closed):
     epochs: Positive = 30
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     accumulate: Positive = 1
-    channels_last: bool = True
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    compile: bool = False
+    keep_memory: bool = True
     deterministic: bool = False
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: Positive = 1
@@ -96,6 +98,17 @@ class TrainingSpec(Closed):
     validate_every: Positive = 1
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = 30.0
     progress: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_switch(cls, content: Any) -> Any:
+        # A run directory of before has the switch that `memory_format` replaced; both are refused.
+        if not isinstance(content, dict) or "memory_format" in content:
+            return content
+        if isinstance(last := content.get("channels_last"), bool):
+            content = {key: content[key] for key in content if key != "channels_last"}
+            content["memory_format"] = "channels_last" if last else "contiguous"
+        return content
 
     @field_validator(
         "precision",
@@ -195,8 +208,12 @@ def main(arguments: Sequence[str]) -> None:
         json.dump(Config.model_json_schema(), sys.stdout, indent=2)
         print()
         return
+    usage = "usage: python -m medseg_reg.config --schema | FILE [key.sub=value ...]"
+    if list(arguments) in (["--help"], ["-h"]):
+        print(f"{usage}\n\n{(main.__doc__ or '').strip()}")
+        return
     if not arguments or arguments[0].startswith("-"):
-        raise MedsegError("usage: python -m medseg_reg.config --schema | FILE [key.sub=value ...]")
+        raise MedsegError(usage)
     print(load_config(Path(arguments[0]), arguments[1:]).to_yaml(), end="")
 
 

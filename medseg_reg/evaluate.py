@@ -13,9 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import run_main
-from medseg_reg.inference.evaluation import evaluate, headline
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,6 +25,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--part", choices=("test", "val", "train"), default="test")
     parser.add_argument("--store", type=Path, help="the slice store, where it has moved")
     parsed = parser.parse_args(arguments)
+    # Imported here: they take seconds, and --help needs none of them.
+    from medseg_reg.engine.run_directory import RunDirectory
+    from medseg_reg.inference.evaluation import evaluate, headline
+
     run = RunDirectory(parsed.run)
     print(headline(run, evaluate(run, parsed.part, parsed.store)))
 

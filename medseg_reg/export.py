@@ -15,10 +15,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import run_main
-from medseg_reg.inference.export import FORMATS, export_run
-from medseg_reg.inference.export.plan import TOLERANCE
+from medseg_reg.export_formats import FORMATS
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,6 +30,11 @@ def main(arguments: Sequence[str]) -> None:
         "--out", type=Path, help="a file, or a folder for a bundle (default: in RUN/export)"
     )
     parsed = parser.parse_args(arguments)
+    # Imported here: they take seconds, and --help needs none of them.
+    from medseg_reg.engine.run_directory import RunDirectory
+    from medseg_reg.inference.export import export_run
+    from medseg_reg.inference.export.plan import TOLERANCE
+
     done = export_run(RunDirectory(parsed.run), parsed.format, parsed.out)
     for note in done.notes:
         print(f"note: {note}")

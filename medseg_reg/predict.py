@@ -15,17 +15,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import require_writable
-from medseg_reg.inference.ensemble import Ensemble, Way, load_runs
-from medseg_reg.inference.inputs import Input, Wanted, find_inputs
-from medseg_reg.inference.passes import Flip
+
+if TYPE_CHECKING:
+    import torch
+
+    from medseg_reg.inference.ensemble import Ensemble
+    from medseg_reg.inference.inputs import Input
+    from medseg_reg.inference.passes import Flip
 
 FLIPS: tuple[Flip, ...] = ("horizontal", "vertical")
 
@@ -34,6 +37,11 @@ def main(arguments: Sequence[str]) -> None:
     """Parse the command line and predict."""
     parsed = _parser().parse_args(arguments)
     _check_numbers(parsed)
+    # Imported here: they take seconds, and --help needs none of them.
+    from medseg_reg.engine.run_directory import RunDirectory
+    from medseg_reg.inference.ensemble import Way, load_runs
+    from medseg_reg.inference.inputs import Wanted, find_inputs
+
     way = Way(
         window=None if parsed.window is None else tuple(parsed.window),
         overlap=0.5 if parsed.overlap is None else parsed.overlap,
@@ -147,6 +155,8 @@ def _given(value: Sequence[int] | int | None) -> bool:
 def _checked_device(name: str | None) -> torch.device | None:
     if name is None:
         return None
+    import torch
+
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medseg_reg.config import Config, load_config
-from medseg_reg.data.store import SliceStore
-from medseg_reg.engine.network import build_run_network
-from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import run_main
-from medseg_reg.networks.build import usual_size
-from medseg_reg.networks.summary import Summary, summarize
+
+if TYPE_CHECKING:
+    from medseg_reg.config import Config
+    from medseg_reg.engine.run_directory import DataFacts
+    from medseg_reg.networks.summary import Summary
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,6 +36,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--classes", type=int, help="classes, the background counted; likewise")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parsed = parser.parse_intermixed_args(arguments)
+    # Imported here: they take seconds, and --help needs none of them.
+    from medseg_reg.config import load_config
+    from medseg_reg.data.store import SliceStore
+    from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+
     if parsed.run is not None:
         if parsed.overrides:
             parser.error("a run has its configuration: overrides belong to --config")
@@ -63,6 +68,10 @@ def summary_of(config: Config, facts: DataFacts, size: Sequence[int] | None = No
         facts: channels and classes of the data.
         size: rows and columns of the slices of the store, where the configuration keeps those.
     """
+    from medseg_reg.engine.network import build_run_network
+    from medseg_reg.networks.build import usual_size
+    from medseg_reg.networks.summary import summarize
+
     network, _ = build_run_network(config, facts)
     rows, columns = config.data.image.size or size or usual_size(network)
     return summarize(network, (1, facts.channels, rows, columns))
@@ -70,6 +79,8 @@ def summary_of(config: Config, facts: DataFacts, size: Sequence[int] | None = No
 
 def assumed_facts(channels: int, classes: int) -> DataFacts:
     """Return what a network must know of data that are not there."""
+    from medseg_reg.engine.run_directory import DataFacts
+
     return DataFacts(
         name="",
         classes=("background", *(f"class {n}" for n in range(1, classes))),

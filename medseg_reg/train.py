@@ -11,26 +11,44 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities import rank_zero_only
-
-from medseg_reg.config import Config, load_config
-from medseg_reg.engine.fit import fit
 from medseg_reg.errors import MedsegError, run_main
-from medseg_reg.inference.evaluation import evaluate, headline
+
+if TYPE_CHECKING:
+    from medseg_reg.config import Config
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Parse the command line, train, evaluate."""
+def main(arguments: Sequence[str], own_process: bool = False) -> None:
+    """Parse the command line, train, evaluate.
+
+    Args:
+        arguments: the words of the command line.
+        own_process: whether the process is there for this training alone, so that its allocator
+            and its number of threads may be set.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m medseg_reg.train", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parsed = parser.parse_intermixed_args(arguments)
+    # Imported here: they take seconds, and --help needs none of them.
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from medseg_reg.config import load_config
+    from medseg_reg.engine.fit import fit
+    from medseg_reg.engine.host import keep_freed_memory, use_allowed_cores
+    from medseg_reg.inference.evaluation import evaluate, headline
+
     config = load_config(parsed.config, parsed.overrides)
     make_phantom(config)
+    if own_process:
+        use_allowed_cores()
+        if config.training.keep_memory:
+            keep_freed_memory()
     run = fit(config)
     if rank_zero_only.rank == 0:
         print(headline(run, evaluate(run)))
@@ -57,7 +75,7 @@ def make_phantom(config: Config) -> None:
 
 def command() -> None:
     """Run as the installed command `medseg-train`."""
-    run_main(main)
+    run_main(partial(main, own_process=True))
 
 
 if __name__ == "__main__":

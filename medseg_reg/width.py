@@ -12,9 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import run_main
-from medseg_reg.inference.width import WIDTHS, width_curve
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,10 +21,14 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m medseg_reg.width", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--run", type=Path, required=True, help="a run directory")
-    parser.add_argument("--widths", type=float, nargs="+", default=WIDTHS, metavar="SHARE")
+    parser.add_argument("--widths", type=float, nargs="+", metavar="SHARE")
     parser.add_argument("--part", choices=("test", "val", "train"), default="test")
     parsed = parser.parse_args(arguments)
-    table = width_curve(RunDirectory(parsed.run), parsed.widths, parsed.part)
+    # Imported here: they take seconds, and --help needs none of them.
+    from medseg_reg.engine.run_directory import RunDirectory
+    from medseg_reg.inference.width import WIDTHS, width_curve
+
+    table = width_curve(RunDirectory(parsed.run), parsed.widths or WIDTHS, parsed.part)
     # A column of None alone, as of the interval of two patients, would be printed as such.
     table = table.astype({"low": float, "high": float})
     print(table.to_string(index=False, float_format="%.4f", na_rep="-"))

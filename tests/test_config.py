@@ -461,7 +461,7 @@ def test_the_command_prints_the_resolved_configuration(tmp_path: Path) -> None:
     assert yaml.safe_load(text)["training"]["epochs"] == 30
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--scheme"]])
 def test_the_command_says_how_it_is_used(arguments: list[str]) -> None:
     with pytest.raises(MedsegError, match="usage: python -m medseg_reg.config"):
         main(arguments)

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+# Imported before the children are forked, so that they need not.
+import medseg_reg.engine.fit
 from tests.stores import make_store
 from tests.training import command, same_weights, tiny_config, train_in_child, write_config
 
-# Imported before the children are forked, so that they need not.
-import medseg_reg.train  # noqa: F401  isort: skip
+import medseg_reg.inference.evaluation  # noqa: F401  isort: skip
 import albumentations  # noqa: F401  isort: skip
 
 

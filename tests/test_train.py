@@ -118,7 +118,7 @@ def test_training_learns_in_each_precision(train, precision):
             "regularization.optimization.select=last",
         ],
         ["data.sampling.policy=foreground", "data.image.size=[24, 40]", "data.image.fit=letterbox"],
-        ["schedule.name=step", "schedule.milestones=[1, 2]", "training.channels_last=false"],
+        ["schedule.name=step", "schedule.milestones=[1, 2]", "training.memory_format=contiguous"],
         ["regularization.error.ssim=0.5", "regularization.error.class_weights=[1, 3]"],
     ],
 )

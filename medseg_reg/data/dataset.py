@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -21,6 +22,8 @@ from medseg_reg.data.preprocessing import (
 from medseg_reg.data.sampling import Sample
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -74,11 +77,16 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if sample is not None:
             scaled, labels = self.augmentation(scaled, labels, sample.seed)
         return {
-            "image": torch.from_numpy(scaled.transpose(2, 0, 1).copy()),
-            "mask": torch.from_numpy(labels.copy()),
+            "image": torch.from_numpy(_own(scaled.transpose(2, 0, 1))),
+            "mask": torch.from_numpy(_own(labels)),
             "case": case,
             "slice": number,
         }
+
+
+def _own(array: Array) -> Array:
+    """Return an array that torch may take as it is; copied only where it is a view of the file."""
+    return np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE", "ENSUREARRAY"])
 
 
 def check_uniform(store: SliceStore, cases: Sequence[str], spec: ImageSpec) -> int:

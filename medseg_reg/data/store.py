@@ -108,7 +108,7 @@ class SliceStore:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
-        self._maps: OrderedDict[Path, Array] = OrderedDict()
+        self._maps: OrderedDict[tuple[str, str], Array] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": OrderedDict()}
@@ -143,14 +143,15 @@ class SliceStore:
         return self._map("masks", row, row.shape[:3], "uint8")
 
     def _map(self, folder: str, row: CaseRow, shape: tuple[int, ...], dtype: str) -> Array:
-        path = self.path / folder / f"{row.name}.npy"
-        if path in self._maps:
-            self._maps.move_to_end(path)
+        key = (folder, row.name)
+        if key in self._maps:
+            self._maps.move_to_end(key)
         else:
-            self._maps[path] = open_array(path, shape, dtype)
+            path = self.path / folder / f"{row.name}.npy"
+            self._maps[key] = open_array(path, shape, dtype)
             if len(self._maps) > MAX_OPEN_MAPS:
                 self._maps.popitem(last=False)
-        return self._maps[path]
+        return self._maps[key]
 
 
 def open_array(path: Path, shape: tuple[int, ...], dtype: str) -> Array:

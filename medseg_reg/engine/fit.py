@@ -31,6 +31,7 @@ from medseg_reg.engine.checkpoint import (
     save_weights,
     usable_checkpoint,
 )
+from medseg_reg.engine.compiling import told_in_a_line
 from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.module import SegmentationModule
@@ -55,6 +56,7 @@ def fit(config: Config) -> RunDirectory:
         Interrupted: a signal asked to stop; a checkpoint is kept.
     """
     run = RunDirectory(config.run_path)
+    config = run.goes_on_with(config)
     store = SliceStore(config.data.store)
     if run.finished:
         run.prepare(config)
@@ -128,9 +130,8 @@ def _train(
     data: SliceDataModule,
     control: RegularizationControl,
 ) -> None:
-    if config.training.channels_last:
-        module.network.to(memory_format=torch.channels_last)
-    with StopRequest() as stop:
+    module.network.to(memory_format=module.memory_format)
+    with StopRequest() as stop, told_in_a_line():
         saving = RunCheckpoint(
             run.checkpoints,
             MetricsTable(run.path / "metrics.csv"),
@@ -139,8 +140,11 @@ def _train(
         )
         trainer = make_trainer(run, config, [control, saving])
         if trainer.is_global_zero:
+            if config.training.compile:
+                print("note: training.compile: the first step compiles, for up to a minute")
             run.write_environment(
                 precision=str(trainer.precision),
+                memory_format=str(module.memory_format).removeprefix("torch."),
                 devices=trainer.num_devices * trainer.num_nodes,
                 parameters=parameter_count(module.network),
                 started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),

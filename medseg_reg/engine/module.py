@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from medseg_reg.config import Config
 from medseg_reg.data.dataset import SliceDataset
+from medseg_reg.engine.compiling import compiled_pass
+from medseg_reg.engine.memory_format import choose_memory_format
+from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.schedule import learning_rate_factor
 from medseg_reg.errors import MedsegError
 from medseg_reg.losses import MixedLoss
@@ -53,6 +56,13 @@ class SegmentationModule(L.LightningModule):
         super().__init__()
         self.network, self.loss, self.config = network, loss, config
         self.l1 = config.regularization.penalty.l1
+        self.memory_format = choose_memory_format(
+            config.training.memory_format,
+            network,
+            choose_accelerator(config.training.accelerator),
+        )
+        # A plain function, so that the network is not registered twice.
+        self.compiled = compiled_pass(network) if config.training.compile else None
         self.classes = classes
         self.val_cases = list(val_cases)
         self.epoch_scores: dict[str, float] = {}
@@ -72,9 +82,20 @@ class SegmentationModule(L.LightningModule):
         ]
         if spec.name == "sgd":
             nesterov = spec.nesterov and spec.momentum > 0
-            return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov)
+            return torch.optim.SGD(
+                groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=self._fused()
+            )
         kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-        return kind(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+        return kind(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=self._fused())
+
+    def _fused(self) -> bool | None:
+        """Whether one kernel does the whole step; None leaves it to torch."""
+        clip = self.config.regularization.optimization.gradient_clip
+        spec = self.config.training
+        mixed = choose_precision(spec.precision, choose_accelerator(spec.accelerator)) != "32-true"
+        # A fused optimizer would take off the scale of a float16 loss after the clipping, so
+        # Lightning refuses the two together in any mixed precision.
+        return True if self.device.type in ("cpu", "cuda") and not (mixed and clip) else None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of this batch."""
@@ -85,7 +106,7 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; stop the run if it is not a number."""
-        output = self.network(self._image(batch))
+        output = (self.compiled or self.network)(self._image(batch))
         try:
             loss = self._loss_of(output, batch["mask"])
         except ValueError as error:
@@ -184,9 +205,7 @@ class SegmentationModule(L.LightningModule):
 
     def _image(self, batch: dict[str, Any]) -> Tensor:
         image: Tensor = batch["image"]
-        if self.config.training.channels_last:
-            return image.contiguous(memory_format=torch.channels_last)
-        return image
+        return image.contiguous(memory_format=self.memory_format)
 
     def _shown(self, batch: dict[str, Any]) -> str:
         """Name the slices of a training batch."""

@@ -1,7 +1,7 @@
 """The run directory: everything about one training run, enough to predict from by itself.
 
 config.yaml           the configuration, every default written out
-environment.json      versions, processor, precision, times
+environment.json      versions, processor, precision, memory format, times
 data.json             classes, channels and origin of the data
 splits.json           which cases were trained on, validated on, tested on
 placement.json        every regularizer: place, class, rate asked for and rate measured
@@ -121,6 +121,19 @@ class RunDirectory:
         """Whether training is done."""
         return self.weights.exists()
 
+    def goes_on_with(self, config: Config) -> Config:
+        """Return the configuration in which `auto` is what the run, where it has begun, has.
+
+        A run from before `training.memory_format` has the order of its maps written out. The
+        same command of today says `auto`, and in another order the run would round differently.
+        """
+        existing = self.path / "config.yaml"
+        if config.training.memory_format != "auto" or not existing.exists():
+            return config
+        kept = {"memory_format": load_config(existing).training.memory_format}
+        training = config.training.model_copy(update=kept)
+        return config.model_copy(update={"training": training})
+
     def prepare(self, config: Config) -> None:
         """Make the directory, or go on with one that an interrupted run left.
 
@@ -147,7 +160,13 @@ class RunDirectory:
         found = _flat(yaml.safe_load(load_config(existing).to_yaml()))
         wanted = _flat(yaml.safe_load(config.to_yaml()))
         # What changes neither weights nor scores may differ between a run and its resume.
-        free = {"data.workers", "training.progress", "training.checkpoint_minutes", "run"}
+        free = {
+            "data.workers",
+            "training.progress",
+            "training.checkpoint_minutes",
+            "training.keep_memory",
+            "run",
+        }
         keys = [
             key
             for key in sorted(found.keys() | wanted.keys())
@@ -215,6 +234,12 @@ class RunDirectory:
     def write_environment(self, **more: Any) -> None:
         """Note what the run ran on."""
         write_json(self.path / "environment.json", {**environment(), **more})
+
+    def chosen(self) -> dict[str, Any]:
+        """Read what the training chose where its configuration says `auto`."""
+        path = self.path / "environment.json"
+        noted = read_json(path) if path.exists() else {}
+        return {key: noted[key] for key in ("precision", "memory_format") if key in noted}
 
 
 def environment() -> dict[str, Any]:

@@ -105,6 +105,7 @@ def evaluate(
         "cases": list(cases),
         "network": {"name": config.network.name, **summarize(network, shape).numbers()},
         **summarise(per_case, per_slice, config),
+        "training": run.chosen(),
         "environment": environment(),
     }
     _write_csv(per_case, tables / "per_case.csv")

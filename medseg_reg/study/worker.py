@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
         make_phantom(config)
         fit(config)
         return
-    train(["--config", str(parsed.config)])
+    train(["--config", str(parsed.config)], own_process=True)
     if parsed.coadaptation is not None:
         write_coadaptation(RunDirectory(config.run_path), parsed.coadaptation)
 

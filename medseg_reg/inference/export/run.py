@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
+from medseg_reg.export_formats import Format
 from medseg_reg.files import replacing, require_writable
 from medseg_reg.inference.export.bundle import check_bundle, write_bundle
 from medseg_reg.inference.export.facts import any_size, facts_of, interface
@@ -23,8 +24,6 @@ from medseg_reg.inference.export.script import open_script, script_of, write_scr
 from medseg_reg.inference.predictor import cheating_layers
 from medseg_reg.networks.build import Network, usual_size
 
-Format = Literal["onnx", "torchscript", "pt2", "monai-bundle"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
 
 
@@ -50,7 +49,7 @@ def export_run(run: RunDirectory, form: Format, out: Path | None = None) -> Expo
 
     Args:
         run: a finished run.
-        form: one of `FORMATS`.
+        form: one of `medseg_reg.export_formats.FORMATS`.
         out: a file with the suffix of the format, or a folder for a bundle; by default in the
             folder `export` of the run.
 

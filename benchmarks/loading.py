@@ -1,0 +1,104 @@
+"""What a slice costs on its way from the store to the network, beside a copy of its bytes.
+
+    python -m benchmarks.loading
+    python -m benchmarks.loading --size 256 --slices 48 --repeats 300
+
+The floor copies the slice and its mask out of the memory map and makes the slice float32. Then an
+item of the data set without augmentation, the same resized to half, and with augmentation chains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.ratios import Row, markdown, rows_of
+from data_prep.phantom import make_demo
+from medseg_reg.data.augment import Augmentation
+from medseg_reg.data.dataset import SliceDataset
+from medseg_reg.data.preprocessing import ImageSpec
+from medseg_reg.data.sampling import Sample
+from medseg_reg.data.store import SliceStore
+
+WINDOW = (-100.0, 240.0)
+CHAINS = {
+    "affine": [("Affine", {"rotate": (-10, 10), "scale": (0.9, 1.1), "p": 1.0})],
+    "flip, brightness": [
+        ("HorizontalFlip", {"p": 0.5}),
+        ("RandomBrightnessContrast", {"p": 1.0}),
+    ],
+    "elastic": [("ElasticTransform", {"p": 1.0})],
+}
+
+
+def tasks(store: SliceStore, size: int) -> dict[str, Callable[[int], object]]:
+    """Return what is timed, by name; each takes the number of a slice."""
+    names = [row.name for row in store.manifest.cases]
+    spec = ImageSpec(window=WINDOW)
+    plain = SliceDataset(store, names, spec)
+    half = SliceDataset(store, names, ImageSpec(window=WINDOW, size=(size // 2, size // 2)))
+
+    def floor(number: int) -> object:
+        case, index = plain.items[number]
+        image, mask = store.image(names[case])[index], store.mask(names[case])[index]
+        return image.astype(np.float32), np.array(mask)
+
+    found: dict[str, Callable[[int], object]] = {
+        "floor": floor,
+        "item": plain.__getitem__,
+        "item, resized to half": half.__getitem__,
+    }
+    for name, chain in CHAINS.items():
+        changed = SliceDataset(store, names, spec, Augmentation(chain))
+        found[f"item, {name}"] = lambda number, data=changed: data[Sample(number, number)]
+    return found
+
+
+def measure_loading(size: int, slices: int, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of single items, the tasks in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_demo(Path(folder) / "store", cases=3, size=size, slices=slices)
+        store = SliceStore(Path(folder) / "store")
+        timed = tasks(store, size)
+        times: dict[str, list[float]] = {name: [] for name in timed}
+        for number in range(repeats + 1):
+            for name, task in timed.items():
+                start = time.perf_counter()
+                task(number % (3 * slices))
+                if number:  # the first opens files and imports
+                    times[name].append(time.perf_counter() - start)
+    return times
+
+
+def rows(options: argparse.Namespace) -> list[Row]:
+    """Return the rows of this part for `python -m benchmarks`."""
+    times = measure_loading(512, 24, 300 if options.full else 40)
+    return rows_of("loading", quartiles(times), "floor")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=100)
+    options = parser.parse_args(arguments)
+    times = measure_loading(options.size, options.slices, options.repeats)
+    print(markdown(rows_of("loading", quartiles(times), "floor")))
+
+
+def quartiles(times: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Keep the middle half of many short times: the others tell of the rest of the machine."""
+    return {
+        name: sorted(values)[len(values) // 4 : max(1, 3 * len(values) // 4)]
+        for name, values in times.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
