@@ -42,6 +42,7 @@ def layer_growth(options: argparse.Namespace, names: Sequence[str]) -> list[Row]
         signed=False,
         dtype="float32",
         device=options.device,
+        alike=False,
         channels_last=False,
         rounds=options.rounds,
     )
