@@ -48,6 +48,33 @@ networks. In a U-Net `after_block` of the deeper levels is nearest.
 
 The published rate also rises over the first 200 calls of the layer, not epochs; here a schedule
 does that.""",
+    "drop_head": """\
+```yaml
+regularization:
+  architecture:
+    - {name: drop_head, p: 0.2, schedule: {name: v_shape, turn: 0.1}}
+```
+
+is Scheduled DropHead: the rate falls from 0.2 to 0 in the first tenth of the training, which should
+be that of the learning rate's warm-up, and rises to 0.2 until the end. That `turn` is the warm-up,
+and that both ends are equal, is known from summaries of the paper alone.""",
+    "drop_key": """\
+The published rate falls with the depth and ends with a few epochs without. A ramp over the places
+does the first:
+
+```yaml
+regularization:
+  architecture:
+    - {name: drop_key, p: 0.1, depth_ramp: {first: 1.0, last: 0.0}}
+```
+
+Where an attention is fused, as in timm's ViT, its weights are never computed; the layer then hides
+the same keys by a mask. See [attention](../insertion.md#attention).""",
+    "drop_path": """\
+In a transformer, `residual` names the branches of its blocks too: two a block, or one layer for
+both where the network has one module for both. Timm, segmentation-models-pytorch and MONAI's
+SwinUNETR have a `drop_path_rate` of their own; where it is not 0, both rates act, and the report of
+`insert` says so. MONAI's ViT and UNETR have none.""",
     "dropout": """\
 Neighbouring pixels of a map are alike, so dropping single elements takes little information away.
 Dropping channels ([spatial_dropout](spatial_dropout.md)) or blocks takes more.""",

@@ -30,6 +30,7 @@ from matplotlib import pyplot as plt
 RATE, DRAWS, SEED = 0.25, 20, 0
 CASES, SIZE, WINDOW = 8, 96, (-100, 240)
 CHANNELS = (8, 16, 32, 64)
+HEADS, GRID = 4, 6  # of the attention between positions of a map
 EPOCHS, BATCH = 20, 8
 PLACE = "encoder.1.between_convs"
 
@@ -118,7 +119,7 @@ def draw(one: Entry, scene: Scene) -> Image.Image:
     """Draw one method: image, tiles before, tiles after with what was dropped in red.
 
     The tiles are the channels of one slice's map; for a method of the input eight images, for one
-    of residual branches the mean maps of eight samples.
+    of residual branches the mean maps of eight samples, for one of an attention its heads.
     """
     special = PARAMETERS.get(one.name, {})
     layer = build(one.name, p=RATE, **special).train()
@@ -126,11 +127,16 @@ def draw(one: Entry, scene: Scene) -> Image.Image:
         x, title = scene.images, "8 images"
     elif "residual" in one.default_places:
         x, title = scene.maps, "branch of 8 samples (mean over channels)"
+    elif "attention" in one.default_places:
+        x, title = attention_of(scene.maps[:1]), "weights of 4 heads (a row: a query)"
+    elif "attention_head" in one.default_places:
+        x = scene.maps[:HEADS].unflatten(1, (HEADS, -1)).mean(2)
+        title = f"{HEADS} heads (columns) of {HEADS} samples"
     else:
         x, title = scene.maps[:1], f"map of {scene.maps.shape[1]} channels"
         _serve(layer, scene)
     y, dropped, altered, rate = choose_draw(layer, x)
-    if len(x) > 1 and x.shape[1] > 1:
+    if len(x) > 1 and x.shape[1] > 1 and not layer.place_kinds:
         x, y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
         dropped, altered = dropped.all(1, keepdim=True), altered.any(1, keepdim=True)
     tiles = [part.flatten(0, 1) for part in (x, y, dropped, altered)]
@@ -143,6 +149,17 @@ def draw(one: Entry, scene: Scene) -> Image.Image:
     marks = [(RED, "dropped")] * bool(dropped.any()) + [(BLUE, "replaced")] * bool(altered.any())
     asked = ", ".join(f"{key} = {value}" for key, value in ({"p": layer.p} | special).items())
     return _compose(panels, titles, f"{asked}; measured {rate:.2f}", marks)
+
+
+def attention_of(maps: Tensor) -> Tensor:
+    """Return the weights (B, heads, N, N) of an attention between the positions of maps.
+
+    A quarter of the channels each is query and key of one head.
+    """
+    tokens = torch.nn.functional.adaptive_avg_pool2d(maps, GRID).flatten(2)
+    tokens = tokens.unflatten(1, (HEADS, -1)).transpose(2, 3)
+    tokens = (tokens - tokens.mean(2, keepdim=True)) / (tokens.std(2, keepdim=True) + 1e-6)
+    return (tokens @ tokens.transpose(2, 3) / tokens.shape[-1] ** 0.5).softmax(-1)
 
 
 def _serve(layer: Regularizer, scene: Scene) -> None:
@@ -170,6 +187,8 @@ def choose_draw(layer: Regularizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor, 
         draws.append((y, slope, layer.measured_rate(x, y)))
     acting = [one for one in draws if one[2] > 0] or draws
     y, slope, rate = min(acting, key=lambda one: abs(one[2] - layer.p))
+    if layer.place_kinds:  # all of a row is scaled where a part of it is dropped
+        return y, (y == 0) & (x != 0), torch.zeros_like(x, dtype=torch.bool), rate
     # replaced rather than zeroed or scaled: the whole channel is marked
     altered = ((y - slope * x).abs() > 1e-4 * (1 + y.abs())).flatten(2).any(2)
     altered = altered.view(*x.shape[:2], *[1] * (x.dim() - 2)).expand_as(x)

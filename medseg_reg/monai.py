@@ -48,8 +48,13 @@ def factory_names(name: str) -> tuple[str, ...]:
 
 
 def enter_all() -> None:
-    """Enter every registered regularizer; call it again after `register`, for one that is new."""
+    """Enter every registered regularizer of maps; call it again after `register` for a new one.
+
+    Those of an attention are left out: MONAI asks the factory for what follows a convolution.
+    """
     for name in regularizer_names():
+        if regularizer_class(name).place_kinds:
+            continue
         for key in factory_names(name):
             if key not in Dropout.names:
                 text = f"{regularizer_class(name).__name__} of medseg_reg"

@@ -36,7 +36,7 @@ from medseg_reg.regularizers import (
 )
 
 Network = Callable[..., nn.Module]
-NAMES = regularizer_names()
+NAMES = [name for name in regularizer_names() if not regularizer_class(name).place_kinds]
 
 unet = partial(UNet, 2, 1, 2, (8, 16, 16), (2, 2))
 basic_unet = partial(BasicUNet, 2, 1, 2, (8, 8, 16, 16, 16, 8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import nn
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import kinds
+from medseg_reg.insertion.placement import check_kind
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
 from medseg_reg.insertion.running import Example, arguments, device_of, quietly
+from medseg_reg.regularizers import Regularizer
 
 # A block that stochastic depth leaves out by chance is hardly left out eight times.
 _PASSES = 8
@@ -40,7 +42,27 @@ def check_reached(
             )
 
 
-def check_training(model: nn.Module, example: Example, placements: Sequence[Placement]) -> str:
+def check_suited(layer: Regularizer, where: Place, owner: str) -> None:
+    """See whether a layer is one for a place.
+
+    Raises:
+        MedsegError: it is not, or no layer can be put there; says why, and what to do.
+    """
+    check_kind(layer, where.name, owner)
+    if where.problem:
+        raise MedsegError(f"{owner} at '{where.name}': {where.problem}")
+    if where.masks and not layer.hides_keys:
+        switch = "" if not where.path else f"'{where.path}.fused_attn' or the like to False, or "
+        raise MedsegError(
+            f"{owner} at '{where.name}': the attention of '{where.path}' is fused, so its weights "
+            f"are never there and the layer would never be called. Set {switch}"
+            "TIMM_FUSED_ATTN=0 in the environment, before the network is built."
+        )
+
+
+def check_training(
+    model: nn.Module, example: Example, placements: Sequence[Placement], places: Sequence[Place]
+) -> list[str]:
     """Run the example as in training and see whether every layer is called.
 
     A network may take another way through its code while it trains. Normalizations stay in
@@ -51,7 +73,7 @@ def check_training(model: nn.Module, example: Example, placements: Sequence[Plac
         if all is well.
 
     Raises:
-        MedsegError: a layer is reached in evaluation mode only.
+        MedsegError: a layer is reached in evaluation mode only, or the network drops tokens.
     """
     args, kwargs = arguments(example)
     try:
@@ -64,16 +86,36 @@ def check_training(model: nn.Module, example: Example, placements: Sequence[Plac
                 module.training = kinds.module_kind(module) not in (kinds.NORM, kinds.NORM_ACT)
             for _ in range(_PASSES):
                 model(*args, **kwargs)
+                _check_tokens(placements, places, met)
                 if all(met[placement.path] for placement in placements):
-                    return ""
+                    return []
+    except MedsegError:
+        raise
     except Exception as error:
+        _check_tokens(placements, places, met)
         text = " ".join(str(error).split())[:200]
-        return f"Not checked in training mode: {type(error).__name__}: {text}"
+        return [f"Not checked in training mode: {type(error).__name__}: {text}"]
     missed = [placement.place for placement in placements if not met[placement.path]]
     raise MedsegError(
         f"regularizer {placements[0].regularizer} at {', '.join(missed)}: the network comes here "
         "in evaluation mode only, so the layer would do nothing in training. Leave this place out."
     )
+
+
+def _check_tokens(
+    placements: Sequence[Placement],
+    places: Sequence[Place],
+    met: Mapping[str, Sequence[tuple[int, ...]]],
+) -> None:
+    """Refuse a network that goes on with fewer tokens in training, at other positions."""
+    for placement, where in zip(placements, places, strict=True):
+        if where.tokens and any(size != where.map_size for size in met[placement.path]):
+            raise MedsegError(
+                f"regularizer {placement.regularizer} at '{where.name}': in training this place "
+                f"has {met[placement.path][0]}, in evaluation {where.map_size}. The network drops "
+                "tokens itself, so their maps are wrong: build it without, as with timm's "
+                "patch_drop_rate=0."
+            )
 
 
 @contextmanager

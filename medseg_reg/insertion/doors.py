@@ -39,8 +39,11 @@ def after(graph: Graph, value: Value, *, leaf: bool = True) -> Step | None:
     return _best(graph, doors, leaf)
 
 
-def before(flow: Flow, step: Step, index: int) -> Step | None:
-    """Return the door through which a step, and nothing else, gets an input."""
+def before(flow: Flow, step: Step, index: int, *, nearest: bool = False) -> Step | None:
+    """Return the door through which a step, and nothing else, gets an input.
+
+    Of several the first of a module that runs once and has no children, or the `nearest`.
+    """
     doors: list[Step] = []
     value = step.inputs[index]
     while value.origin is not None:
@@ -52,6 +55,9 @@ def before(flow: Flow, step: Step, index: int) -> Step | None:
         elif at.kind not in (kinds.PAD, kinds.CROP, kinds.IDENTITY) or at.module is not None:
             break
         step, value = at, at.inputs[0]
+    if nearest:
+        hosts = (door for door in doors if door.module is not None and _can_host(door.module))
+        return next(hosts, None)
     return _best(flow.graph, doors, leaf=True)
 
 

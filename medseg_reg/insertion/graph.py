@@ -59,6 +59,7 @@ class Step:
         name: of the function; empty for a module.
         argument: of an ENTER: position or name of the argument.
         axes: of a layout function: the order of axes that it makes.
+        rate: of a fused attention: the dropout that it was called with.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Step:
     name: str = ""
     argument: int | str | None = None
     axes: tuple[int, ...] | None = None
+    rate: float = 0.0
 
     @property
     def door(self) -> bool:
@@ -290,6 +292,8 @@ class _Recorder(TorchFunctionMode):
             self.paused = True
             step.axes = kinds.permutation(func, args, kwargs)
             self.paused = False
+        if name == kinds.FUSED_ATTENTION:
+            step.rate = float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
         for tensor, value in zip(made, step.outputs, strict=True):
             value.shape = tuple(tensor.shape)
             if any(tensor is other for other in changed):

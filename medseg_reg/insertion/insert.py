@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from medseg_reg.errors import MedsegError
-from medseg_reg.insertion.check import check_reached, check_training
+from medseg_reg.insertion.check import check_reached, check_suited, check_training
 from medseg_reg.insertion.graph import record
-from medseg_reg.insertion.placement import fill, measure
+from medseg_reg.insertion.hooks import hang, hooks_of, take
+from medseg_reg.insertion.placement import measure
 from medseg_reg.insertion.places import Place, find_places, path_places
 from medseg_reg.insertion.report import Placement, PlacementReport
 from medseg_reg.insertion.running import Example
@@ -22,55 +20,7 @@ from medseg_reg.insertion.selection import choose
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.regularizers import Regularizer, build, regularizer_class, regularizer_names
 
-_CHILD = "regularizer"
 _PATH = "path:"
-
-
-@dataclass(eq=False)
-class LayerHook:
-    """Calls a layer that is a child of the hooked module.
-
-    It knows the child by name and gets the module as an argument, so that it is right in copies
-    of the network too. The handle travels with it: unpickled in another process it keeps its
-    number, and no later hook can take its place.
-
-    Attributes:
-        child: the name of the child.
-        place: the name of the place.
-        argument: which argument it changes; None for the output.
-        handle: removes it.
-    """
-
-    child: str
-    place: str
-    argument: int | str | None
-    handle: RemovableHandle | None = field(default=None, repr=False)
-
-
-class OutputHook(LayerHook):
-    """Changes what a module returns."""
-
-    def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> Any:
-        """Return the layer's output in place of the module's."""
-        return getattr(module, self.child)(output)
-
-
-class ArgumentHook(LayerHook):
-    """Changes a positional argument."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Return the arguments, one of them changed by the layer."""
-        index = int(self.argument or 0)
-        return (*args[:index], getattr(module, self.child)(args[index]), *args[index + 1 :])
-
-
-class KeywordHook(LayerHook):
-    """Changes a named argument."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the arguments, one of them changed by the layer."""
-        key = str(self.argument)
-        return args, {**kwargs, key: getattr(module, self.child)(kwargs[key])}
 
 
 def insert(
@@ -104,6 +54,7 @@ def insert(
         MedsegError: no such regularizer, parameter or place; the network does not run with the
             example; or a layer was not reached by it. The network is unchanged then.
 
+    >>> import torch
     >>> network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
     >>> print(insert(network, "dropout", "path:1", example=torch.ones(1, 1, 8, 8), p=0.0))
     place   regularizer  p  map    measured rate  module
@@ -113,18 +64,33 @@ def insert(
     patterns = list(default if places is None else [places] if isinstance(places, str) else places)
     found = _chosen(model, example, patterns, owner)
     layers = [make() for _ in found]
+    for where, layer in zip(found, layers, strict=True):
+        check_suited(layer, where, owner)
+        layer.prefix_tokens = where.prefix if hasattr(layer, "prefix_tokens") else 0
     report = PlacementReport()
     try:
         for where, layer in zip(found, layers, strict=True):
-            report.append(_put(model, where, layer))
+            report.append(hang(model, where, layer))
         check_reached(model, example, report, found)
         measure(model, example, report)
-        report.note = check_training(model, example, report)
+        report.note = "\n".join([*_notes(found), *check_training(model, example, report, found)])
     except BaseException:
         for placement in reversed(report):
             take(model, placement.path)
         raise
     return report
+
+
+def _notes(places: Sequence[Place]) -> list[str]:
+    """Return what is odd at places, each once with the place where it is met first."""
+    met: dict[str, list[str]] = {}
+    for place in places:
+        if place.note:
+            met.setdefault(place.note, []).append(place.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}."
+        for note, names in met.items()
+    ]
 
 
 def remove(
@@ -170,7 +136,7 @@ def inserted(model: nn.Module) -> PlacementReport:
         if isinstance(module, Slot):
             found = [(name, path) for name in module._modules]
         else:
-            found = [(hook.child, hook.place) for hook in _hooks(module)]
+            found = [(hook.child, hook.place) for hook in hooks_of(module)]
         for child, where in found:
             layer = module.get_submodule(child)
             if isinstance(layer, Regularizer):
@@ -221,45 +187,3 @@ def _chosen(model: nn.Module, example: Example, patterns: Sequence[str], owner: 
     if globs:
         found += path_places(record(model, example), globs, owner)
     return found
-
-
-def _put(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
-    """Put a layer into a place."""
-    host = model.get_submodule(where.path)
-    layer.train(host.training)
-    if isinstance(host, Slot):
-        return fill(host, where.path, layer)
-    names = (f"{_CHILD}_{n}" if n else _CHILD for n in range(len(host._modules) + 1000))
-    child = next(name for name in names if not hasattr(host, name))
-    host.add_module(child, layer)
-    if where.argument is None:
-        output = OutputHook(child, where.name, None)
-        output.handle = host.register_forward_hook(output)
-    elif isinstance(where.argument, int):
-        argument = ArgumentHook(child, where.name, where.argument)
-        argument.handle = host.register_forward_pre_hook(argument)
-    else:
-        keyword = KeywordHook(child, where.name, where.argument)
-        keyword.handle = host.register_forward_pre_hook(keyword, with_kwargs=True)
-    path = f"{where.path}.{child}" if where.path else child
-    return Placement(where.name, path, type(layer).__name__, float(layer.p))
-
-
-def take(model: nn.Module, path: str) -> None:
-    """Take the layer at a path out, with its hook."""
-    parent, _, child = path.rpartition(".")
-    host = model.get_submodule(parent)
-    if isinstance(host, Slot):
-        del host[int(child)]
-        return
-    for hook in list(_hooks(host)):
-        if hook.child == child and hook.handle is not None:
-            hook.handle.remove()
-    delattr(host, child)
-
-
-def _hooks(module: nn.Module) -> Iterator[LayerHook]:
-    """Return the hooks of a module that call inserted layers."""
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        if isinstance(hook, LayerHook):
-            yield hook

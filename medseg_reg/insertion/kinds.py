@@ -14,6 +14,7 @@ CONV, LINEAR, NORM, NORM_ACT, ACT, DROPOUT = "conv", "linear", "norm", "norm_act
 POOL, UP, PAD, CROP, IDENTITY, POINTWISE = "pool", "up", "pad", "crop", "identity", "pointwise"
 CAT, ADD, MUL, REDUCE, LAYOUT, OTHER = "cat", "add", "mul", "reduce", "layout", "other"
 ENTER, EXIT, INPUT = "enter", "exit", "input"
+FUSED_ATTENTION = "scaled_dot_product_attention"
 
 # These keep the map: whatever follows a convolution through them is still that convolution's map.
 TRANSPARENT = {NORM, NORM_ACT, ACT, DROPOUT, PAD, CROP, IDENTITY, POINTWISE}

@@ -15,7 +15,8 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import kinds
 from medseg_reg.insertion.flow import Flow
 from medseg_reg.insertion.graph import Step, Value, record
-from medseg_reg.insertion.insert import inserted, take
+from medseg_reg.insertion.hooks import take
+from medseg_reg.insertion.insert import inserted
 from medseg_reg.insertion.running import Example, arguments, device_of, quietly
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.regularizers.structural_dropout import (

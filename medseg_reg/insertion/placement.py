@@ -11,7 +11,7 @@ from torch import nn
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion.report import Placement
 from medseg_reg.insertion.running import Example, arguments, device_of, quietly
-from medseg_reg.insertion.selection import choose
+from medseg_reg.insertion.selection import choose, kind_of
 from medseg_reg.insertion.slots import Slot, slots
 from medseg_reg.regularizers import Regularizer, build
 
@@ -33,7 +33,22 @@ def place(
         layers = {place: build(name, **parameters) for place in chosen}
     except (ValueError, TypeError) as error:
         raise MedsegError(f"{owner}: {error}") from None
+    for where, layer in layers.items():
+        check_kind(layer, where, owner)
     return [fill(known[where], where, layer) for where, layer in layers.items()]
+
+
+def check_kind(layer: Regularizer, where: str, owner: str) -> None:
+    """See whether a layer is for places of a kind.
+
+    Raises:
+        MedsegError: it is for others.
+    """
+    wanted = layer.place_kinds
+    if wanted and kind_of(where) not in wanted:
+        raise MedsegError(
+            f"{owner}: it is for places of the kind {' or '.join(wanted)}; '{where}' is none."
+        )
 
 
 def fill(slot: Slot, where: str, layer: Regularizer) -> Placement:

@@ -7,9 +7,11 @@
 | `after_norm` | after a normalization, before the activation |
 | `after_block` | at the end of a run of convolutions of one resolution, or of a residual block |
 | `skip` | an encoder's map on its way to the decoder |
-| `residual` | the branch of a residual addition, before it is added |
+| `residual` | the branch of a residual addition, before it is added; of tokens too |
 | `gate` | from which the coefficient of an attention gate is computed |
 | `head` | before the last convolution |
+| `attention` | the weights of an attention, after the softmax: (B, heads, queries, keys) |
+| `attention_head` | what the heads of an attention give, before they are projected |
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from torch import nn
 
 from medseg_reg.errors import MedsegError, nearest
 from medseg_reg.insertion import doors, kinds
+from medseg_reg.insertion.attention import Claim, Tokens
 from medseg_reg.insertion.finder import KINDS, Finder
 from medseg_reg.insertion.flow import Flow
 from medseg_reg.insertion.graph import Graph, Step, Value, record
 from medseg_reg.insertion.running import Example, arguments, call, device_of, quietly
 from medseg_reg.insertion.selection import kind_of
 from medseg_reg.insertion.slots import Slot, slots
+from medseg_reg.insertion.views import MAP, View
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,18 @@ class Place:
         path: the module that carries the layer.
         argument: the layer gets this argument of the module, by position or name; None: it gets
             the module's output.
-        map_size: channels and spatial size of the map there.
+        map_size: channels and spatial size of the map there; heads, queries and keys of
+            attention weights.
         calls: how often a forward pass comes here; above 1 where a module is used again.
+        view: how a layer sees the tensor there.
+        block: a module around, which gets one entry for each sample where the module itself gets
+            windows; None where it is not needed.
+        masks: the weights of a fused attention are never there: what a layer zeroes is handed to
+            the module as the argument that masks its attention.
+        tokens: whether it is a place of tokens.
+        prefix: how many tokens in front are no patches.
+        problem: why no layer can be put here; empty where one can.
+        note: what is odd here.
     """
 
     name: str
@@ -53,6 +67,13 @@ class Place:
     argument: int | str | None
     map_size: tuple[int, ...]
     calls: int = 1
+    view: View = MAP
+    block: str | None = None
+    masks: bool = False
+    tokens: bool = False
+    prefix: int = 0
+    problem: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         """Name, size and module, for a list to read."""
@@ -149,7 +170,7 @@ def _places(graph: Graph) -> list[Place]:
             if door is not None and finder.flow.is_map(value):
                 key = (kind, door.path, door.argument)
                 claims.setdefault(key, []).append((door, value))
-    found = []
+    found = _token_places(finder.flow)
     for (kind, path, argument), met in claims.items():
         # A module that runs several times must be this place each time.
         if len({door.call for door, _ in met}) == graph.calls[path]:
@@ -158,6 +179,40 @@ def _places(graph: Graph) -> list[Place]:
             place = Place(name, kind, path, argument, size, graph.calls[path])
             found.append((door.index, place))
     return _numbered([place for _, place in sorted(found, key=lambda one: one[0])])
+
+
+def _token_places(flow: Flow) -> list[tuple[int, Place]]:
+    """Return every place of tokens, each with the index of its door."""
+    claims: dict[tuple[str, str, int | str | None], list[Claim]] = {}
+    for claim in Tokens(flow).claims():
+        argument = claim.door.argument if claim.argument is None else claim.argument
+        claims.setdefault((claim.kind, claim.door.path, argument), []).append(claim)
+    found = []
+    for (kind, path, argument), met in claims.items():
+        calls = flow.graph.calls[path]
+        if len({claim.door.call for claim in met}) < calls:
+            continue
+        claim = met[0]
+        pixels = math.prod(flow.graph.size) / claim.tokens
+        level = max(0, round(math.log2(pixels) / len(flow.graph.size)))
+        part = "decoder" if flow.risen(claim.value) else "encoder"
+        place = Place(
+            f"{part}.{level}.{kind}",
+            kind,
+            path,
+            argument,
+            claim.size,
+            calls,
+            claim.view,
+            claim.block,
+            claim.masks,
+            True,
+            claim.prefix,
+            claim.problem,
+            claim.note,
+        )
+        found.append((claim.door.index, place))
+    return found
 
 
 def _name(flow: Flow, kind: str, value: Value) -> str:

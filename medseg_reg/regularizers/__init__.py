@@ -13,6 +13,8 @@
 | ``drop_block`` | `DropBlock` | square blocks of pixels |
 | ``drop_path`` | `DropPath` | the residual branch of single samples |
 | ``stochastic_depth`` | `StochasticDepth` | the residual branch of a whole batch |
+| ``drop_key`` | `DropKey` | keys of an attention, for each query its own |
+| ``drop_head`` | `DropHead` | whole heads of an attention |
 | ``prob_drop_block`` | `ProbDropBlock` | blocks of pixels, rather around strong activations |
 | ``structural_dropout`` | `StructuralDropout` | all channels above a random cutoff |
 | ``clustering_dropout`` | `ClusteringDropout` | channels of weak response (a reconstruction) |
@@ -62,6 +64,8 @@ from medseg_reg.regularizers.corrdrop import (
 )
 from medseg_reg.regularizers.cutout import Cutout, cutout
 from medseg_reg.regularizers.dropblock import DropBlock, calibrated_gamma, drop_block
+from medseg_reg.regularizers.drophead import DropHead, drop_head
+from medseg_reg.regularizers.dropkey import DropKey, drop_key
 from medseg_reg.regularizers.dropout import Dropout, SpatialDropout, spatial_dropout
 from medseg_reg.regularizers.focused_dropout import FocusedDropout, focused_dropout
 from medseg_reg.regularizers.heuristic import (
@@ -105,6 +109,8 @@ __all__ = [
     "CorrDropSpatial",
     "Cutout",
     "DropBlock",
+    "DropHead",
+    "DropKey",
     "DropPath",
     "Dropout",
     "FocusedDropout",
@@ -134,6 +140,8 @@ __all__ = [
     "corrdrop_spatial",
     "cutout",
     "drop_block",
+    "drop_head",
+    "drop_key",
     "drop_path",
     "drop_probability",
     "focused_dropout",

@@ -45,6 +45,10 @@ class Regularizer(_DropoutNd):
         paper: authors, venue and year in short, for the catalogue; a class attribute.
         needs: what the method needs besides its input, for the catalogue; empty for nothing.
         spatial_dims: the numbers of spatial axes it works for; a class attribute.
+        place_kinds: the kinds of places it is for; empty for any. A class attribute.
+        hides_keys: whether what it zeroes among attention weights may as well be left out of the
+            softmax, so that it serves an attention whose weights are never computed; a class
+            attribute.
 
     Shapes:
         (B, C, *spatial) with one to three spatial axes, any floating dtype and memory format;
@@ -68,6 +72,8 @@ class Regularizer(_DropoutNd):
     paper: ClassVar[str] = ""
     needs: ClassVar[str] = ""
     spatial_dims: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    place_kinds: ClassVar[tuple[str, ...]] = ()
+    hides_keys: ClassVar[bool] = False
 
     def __init__(self, p: float = 0.1) -> None:
         """Stores the drop rate.

@@ -25,6 +25,7 @@ from medseg_reg.regularizers import (
     Dropout,
     Regularizer,
     SpatialDropout,
+    regularizer_class,
     regularizer_names,
 )
 from tests.insertion.small import IMAGE, block, net
@@ -104,8 +105,13 @@ def test_a_regularizer_is_a_name_a_class_or_a_layer(regularizer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", regularizer_names())
-def test_every_regularizer_can_be_inserted(name: str) -> None:
+def test_every_regularizer_of_maps_can_be_inserted(name: str) -> None:
     network = net()
+    wanted = regularizer_class(name).place_kinds
+    if wanted:
+        with pytest.raises(MedsegError, match=f"places of the kind {wanted[0]}"):
+            insert(network, name, "head", example=torch.rand(2, 1, 32, 32))
+        return
     places = "input" if name in ("input_dropout", "cutout") else ["between_convs", "bottleneck"]
     report = insert(network, name, places, example=torch.rand(2, 1, 32, 32))
     assert all(one.measured_rate is not None for one in report)

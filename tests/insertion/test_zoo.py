@@ -38,8 +38,8 @@ def hooks(network: nn.Module) -> list[Any]:
 
 
 def everywhere(case: Case) -> list[str]:
-    """The kinds of places of a network, without the two that see the image and the last map."""
-    return [kind for kind in case.kinds if kind != "head"]
+    """The kinds of places of a network, without what sees the last map, or no map at all."""
+    return [kind for kind in case.kinds if kind not in ("head", "attention")]
 
 
 @every_network
@@ -54,7 +54,7 @@ def test_the_places_are_those_of_the_architecture(case: Case) -> None:
     assert len({place.name for place in places}) == len(places)
     sizes = {place.kind: place.map_size for place in places}
     assert sizes["input"] == case.shape
-    assert all(len(place.map_size) == len(case.shape) for place in places)
+    assert all(place.tokens or len(place.map_size) == len(case.shape) for place in places)
     for place in places:
         network.get_submodule(place.path)
 

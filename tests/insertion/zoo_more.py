@@ -51,7 +51,8 @@ SLOW = {
             "decoder.2": 1,
         },
     ),
-    # Five blocks on the skips, one of them without enlargement; four in the decoder.
+    # Five blocks on the skips, one of them without enlargement; four in the decoder. Twelve blocks
+    # of the transformer, of two residual branches.
     "UNETR": Case(
         monai(
             "UNETR",
@@ -69,13 +70,16 @@ SLOW = {
             "between_convs": 8,
             "after_norm": 8,
             "after_block": 8,
-            "residual": 8,
+            "residual": 8 + 24,
             "skip": 4,
             "head": 1,
+            "attention": 12,
+            "attention_head": 12,
         },
         {"encoder.0": 1, "decoder.0": 1, "decoder.1": 2, "decoder.2": 3, "decoder.3": 1},
         "einops",
     ),
+    # The four blocks of the transformer have one module for the ends of both residual branches.
     "SwinUNETR": Case(
         monai(
             "SwinUNETR",
@@ -91,9 +95,11 @@ SLOW = {
             "between_convs": 10,
             "after_norm": 10,
             "after_block": 10,
-            "residual": 10,
+            "residual": 10 + 4,
             "skip": 5,
             "head": 1,
+            "attention": 4,
+            "attention_head": 4,
         },
         {**U5, **SMP_DECODER},
         "einops",
@@ -232,7 +238,13 @@ SLOW = {
         {"encoder.1": 3, "encoder.2": 4, "encoder.3": 4, "encoder.4": 12, "bottleneck": 9},
         "timm",
     ),
-    "timm-vit": Case(timm("vit_tiny_patch16_224", img_size=64), (1, 64, 64), {}, {}, "timm"),
+    "timm-vit": Case(
+        timm("vit_tiny_patch16_224", img_size=64),
+        (1, 64, 64),
+        {"residual": 24, "attention": 12, "attention_head": 12},
+        {},
+        "timm",
+    ),
     "torchvision-resnet18": Case(
         torchvision("resnet18"),
         (3, 64, 64),

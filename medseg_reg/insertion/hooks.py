@@ -1,0 +1,174 @@
+"""The hooks that call inserted layers, hung on modules and taken off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from medseg_reg.insertion.placement import fill
+from medseg_reg.insertion.places import Place
+from medseg_reg.insertion.report import Placement
+from medseg_reg.insertion.slots import Slot
+from medseg_reg.insertion.views import MAP, View, idle
+from medseg_reg.regularizers import Regularizer
+
+_CHILD = "regularizer"
+
+
+@dataclass(eq=False)
+class LayerHook:
+    """Calls a layer that is a child of the hooked module.
+
+    It knows the child by name and gets the module as an argument, so that it is right in copies
+    of the network too. The handles travel with it: unpickled in another process they keep their
+    numbers, and no later hook can take their place.
+
+    Attributes:
+        child: the name of the child.
+        place: the name of the place.
+        argument: which argument it changes; None for the output.
+        view: how the layer sees the tensor.
+        handles: remove it, and what was hung on other modules for it.
+    """
+
+    child: str
+    place: str
+    argument: int | str | None
+    view: View = MAP
+    handles: list[RemovableHandle] = field(default_factory=list, repr=False)
+
+    def changed(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return what the layer makes of a tensor."""
+        return self.view(getattr(module, self.child), x)
+
+
+class OutputHook(LayerHook):
+    """Changes what a module returns."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        """Return the layer's output in place of the module's."""
+        return self.changed(module, output)
+
+
+class ArgumentHook(LayerHook):
+    """Changes a positional argument."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Return the arguments, one of them changed by the layer."""
+        index = int(self.argument or 0)
+        return (*args[:index], self.changed(module, args[index]), *args[index + 1 :])
+
+
+class KeywordHook(LayerHook):
+    """Changes a named argument."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments, one of them changed by the layer."""
+        key = str(self.argument)
+        return args, {**kwargs, key: self.changed(module, kwargs[key])}
+
+
+class MaskHook(LayerHook):
+    """Hides keys from an attention whose weights are computed where no hook comes to.
+
+    The layer gets even weights (B, H, N, N); what it zeroes is handed to the module as the
+    argument that masks its attention.
+    """
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments, with a mask of the keys that the layer left."""
+        layer, x = getattr(module, self.child), args[0]
+        if idle(layer, x):
+            return None
+        rows, tokens, heads = x.shape[0], x.shape[1], self.view.heads  # type: ignore[attr-defined]
+        even = x.new_full((1, 1, 1, 1), 1 / tokens, dtype=torch.float32)
+        even = even.expand(rows, heads, tokens, tokens)
+        weights = layer(even)
+        if weights is even:
+            return None
+        key = str(self.argument)
+        return args, {**kwargs, key: _both(weights != 0, kwargs.get(key))}
+
+
+@dataclass(eq=False)
+class SampleCounter:
+    """Tells a layer inside a module how many samples the module got.
+
+    Attributes:
+        path: the layer, as seen from the module.
+    """
+
+    path: str
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the size of the batch."""
+        first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        module.get_submodule(self.path).samples = first.shape[0]
+
+
+def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
+    """Put a layer into a place."""
+    host = model.get_submodule(where.path)
+    layer.train(host.training)
+    if isinstance(host, Slot):
+        return fill(host, where.path, layer)
+    names = (f"{_CHILD}_{n}" if n else _CHILD for n in range(len(host._modules) + 1000))
+    child = next(name for name in names if not hasattr(host, name))
+    host.add_module(child, layer)
+    path = f"{where.path}.{child}" if where.path else child
+    hook: LayerHook
+    if where.masks:
+        hook = MaskHook(child, where.name, where.argument, where.view)
+        handle = host.register_forward_pre_hook(hook, with_kwargs=True)
+    elif where.argument is None:
+        hook = OutputHook(child, where.name, None, where.view)
+        handle = host.register_forward_hook(hook)
+    elif isinstance(where.argument, int):
+        hook = ArgumentHook(child, where.name, where.argument, where.view)
+        handle = host.register_forward_pre_hook(hook)
+    else:
+        hook = KeywordHook(child, where.name, where.argument, where.view)
+        handle = host.register_forward_pre_hook(hook, with_kwargs=True)
+    hook.handles.append(handle)
+    if where.block is not None:
+        inside = path.removeprefix(f"{where.block}.") if where.block else path
+        block = model.get_submodule(where.block)
+        counter = SampleCounter(inside)
+        hook.handles.append(block.register_forward_pre_hook(counter, with_kwargs=True))
+    return Placement(where.name, path, type(layer).__name__, float(layer.p))
+
+
+def take(model: nn.Module, path: str) -> None:
+    """Take the layer at a path out, with its hooks."""
+    parent, _, child = path.rpartition(".")
+    host = model.get_submodule(parent)
+    if isinstance(host, Slot):
+        del host[int(child)]
+        return
+    for hook in list(hooks_of(host)):
+        if hook.child == child:
+            for handle in hook.handles:
+                handle.remove()
+    delattr(host, child)
+
+
+def hooks_of(module: nn.Module) -> Iterator[LayerHook]:
+    """Return the hooks of a module that call inserted layers."""
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        if isinstance(hook, LayerHook):
+            yield hook
+
+
+def _both(keep: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a mask of what two masks leave; a row of which nothing is left keeps the second."""
+    if mask is None:
+        return keep
+    if mask.dtype is not torch.bool:
+        return mask.masked_fill(~keep, torch.finfo(mask.dtype).min)
+    both = keep & mask
+    return torch.where(both.any(-1, keepdim=True), both, mask)
