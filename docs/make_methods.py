@@ -78,6 +78,24 @@ SwinUNETR have a `drop_path_rate` of their own; where it is not 0, both rates ac
     "dropout": """\
 Neighbouring pixels of a map are alike, so dropping single elements takes little information away.
 Dropping channels ([spatial_dropout](spatial_dropout.md)) or blocks takes more.""",
+    "guided_key_dropout": """\
+Compare it with `beta: 0`, with [drop_key](drop_key.md) and with no dropout, over equal seeds; and
+several `beta` at equal p as well as at an equal share of the attention dropped, which is
+`(guided_rates(u, p, beta) * u).mean()`. On scores u of a log-normal distribution (standard
+deviation of the logarithm 1.5, 196 tokens, p = 0.2, p_max = 0.9) that share is 0.03, 0.20, 0.63 and
+0.67 for beta -1, 0, 1 and 2.
+
+No scores are learned. What helps, and whether anything does, is open: no result was published.
+
+Timm's ViT and the DPT of segmentation-models-pytorch have a fused attention, whose weights are
+never computed; the error says how to take it apart. It saves no time: all tokens are computed.""",
+    "guided_residual_dropout": """\
+It goes into MONAI's ViT and UNETR and, with an attention that is not fused, timm's ViT and DPT. In
+the windows of a Swin transformer, and over the reduced keys of Segformer, tokens of a block get no
+attention of their own: there [guided_key_dropout](guided_key_dropout.md) is the way.
+
+The layer is a child of the module that hands the weights on, so no block is wrapped and no weight
+changes its name.""",
     "heuristic_dropout": """\
 At usual scales of a map the term k / V decides, and the entropy hardly counts. The table of the
 paper agrees with k = 2, the value fixed in its code; its text finds 3 slightly better on average.

@@ -129,6 +129,8 @@ def draw(one: Entry, scene: Scene) -> Image.Image:
         x, title = scene.maps, "branch of 8 samples (mean over channels)"
     elif "attention" in one.default_places:
         x, title = attention_of(scene.maps[:1]), "weights of 4 heads (a row: a query)"
+    elif "block_residual" in one.default_places:
+        x, title = scene.maps, "what a block adds to 8 samples (mean over channels)"
     elif "attention_head" in one.default_places:
         x = scene.maps[:HEADS].unflatten(1, (HEADS, -1)).mean(2)
         title = f"{HEADS} heads (columns) of {HEADS} samples"
@@ -136,7 +138,7 @@ def draw(one: Entry, scene: Scene) -> Image.Image:
         x, title = scene.maps[:1], f"map of {scene.maps.shape[1]} channels"
         _serve(layer, scene)
     y, dropped, altered, rate = choose_draw(layer, x)
-    if len(x) > 1 and x.shape[1] > 1 and not layer.place_kinds:
+    if len(x) > 1 and x.shape[1] > 1 and "attention_head" not in one.default_places:
         x, y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
         dropped, altered = dropped.all(1, keepdim=True), altered.any(1, keepdim=True)
     tiles = [part.flatten(0, 1) for part in (x, y, dropped, altered)]
@@ -187,7 +189,7 @@ def choose_draw(layer: Regularizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor, 
         draws.append((y, slope, layer.measured_rate(x, y)))
     acting = [one for one in draws if one[2] > 0] or draws
     y, slope, rate = min(acting, key=lambda one: abs(one[2] - layer.p))
-    if layer.place_kinds:  # all of a row is scaled where a part of it is dropped
+    if "attention" in layer.place_kinds:  # a row is scaled where a part of it is dropped
         return y, (y == 0) & (x != 0), torch.zeros_like(x, dtype=torch.bool), rate
     # replaced rather than zeroed or scaled: the whole channel is marked
     altered = ((y - slope * x).abs() > 1e-4 * (1 + y.abs())).flatten(2).any(2)

@@ -34,7 +34,8 @@ class Claim:
         size: what the layer sees, without the batch.
         tokens: how many a sample has.
         view: how the layer sees the tensor.
-        block: the module around that gets one entry for each sample.
+        block: the module around that a layer needs something from: for `attention` the tokens
+            that come in, for the others one entry for each sample.
         masks: the layer's zeros are handed to the door's module as a mask.
         argument: in place of the door's own.
         prefix: tokens in front that are no patches.
@@ -97,6 +98,7 @@ class Tokens:
         for attention in self.attentions:
             yield from self._weights(attention)
             yield from self._heads(attention)
+            yield from self._blocks(attention)
         for step in self.steps:
             yield from self._residual(step)
 
@@ -114,7 +116,9 @@ class Tokens:
             index = product.inputs.index(attention.weights)
             door = doors.before(self.flow, product, index)
             if door is not None:
-                yield Claim("attention", attention.weights, door, **more)
+                inside = door.path.startswith(f"{product.path}.") and size[1] == size[2]
+                block = product.path if inside and self._entrance(product) else None
+                yield Claim("attention", attention.weights, door, **more, block=block)
             return
         door = self._entrance(product)
         if door is not None and door.module is not None:
@@ -141,6 +145,41 @@ class Tokens:
             self._tokens(product),
             view=Heads(heads),
             block=self._block(product.path),
+        )
+
+    def _blocks(self, attention: Attention) -> Iterator[Claim]:
+        """Return what the block around an attention adds to its tokens."""
+        product, (_, queries, keys) = attention.product, attention.size
+        block = self._block(product.path)
+        entrance = None if block is None else self._entrance_of(block)
+        exits = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == block]
+        if block is None or entrance is None or entrance.argument != 0 or not exits:
+            return
+        shape = entrance.inputs[0].shape
+        if shape != exits[0].outputs[0].shape or self.flow.is_map(exits[0].outputs[0]):
+            return
+        problem, door = "", self._entrance(product)
+        if attention.weights is None:
+            problem = needs_weights(product.path)
+        elif len(shape) != 3 or shape[1] != queries or queries != keys:
+            problem = (
+                f"the attention of '{product.path}' sees windows or fewer keys than the block has "
+                "tokens, so they get no attention of their own. Use guided_key_dropout."
+            )
+        else:
+            door = doors.before(self.flow, product, product.inputs.index(attention.weights))
+        if door is None or (not problem and door.kind != kinds.EXIT):
+            return
+        yield Claim(
+            "block_residual",
+            product.outputs[0],
+            door,
+            (shape[-1], *shape[1:-1]),
+            self._tokens(product),
+            view=ChannelsLast(),
+            block=block,
+            prefix=self._prefix(attention),
+            problem=problem,
         )
 
     def _residual(self, step: Step) -> Iterator[Claim]:
@@ -313,6 +352,15 @@ class Tokens:
             "that most pairs get the offset of another pair; train on larger images (MONAI's "
             "SwinUNETR: at least 112 pixels)"
         )
+
+
+def needs_weights(path: str) -> str:
+    """Say what to do where a layer needs weights that a fused attention keeps."""
+    return (
+        f"the attention of '{path}' is fused, so its weights are never there and the layer would "
+        f"never be called. Set '{path}.fused_attn' or the like to False, or TIMM_FUSED_ATTN=0 in "
+        "the environment before the network is built."
+    )
 
 
 def _works(step: Step) -> bool:

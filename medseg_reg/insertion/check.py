@@ -11,6 +11,7 @@ from torch import nn
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import kinds
+from medseg_reg.insertion.attention import needs_weights
 from medseg_reg.insertion.placement import check_kind
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
@@ -52,12 +53,7 @@ def check_suited(layer: Regularizer, where: Place, owner: str) -> None:
     if where.problem:
         raise MedsegError(f"{owner} at '{where.name}': {where.problem}")
     if where.masks and not layer.hides_keys:
-        switch = "" if not where.path else f"'{where.path}.fused_attn' or the like to False, or "
-        raise MedsegError(
-            f"{owner} at '{where.name}': the attention of '{where.path}' is fused, so its weights "
-            f"are never there and the layer would never be called. Set {switch}"
-            "TIMM_FUSED_ATTN=0 in the environment, before the network is built."
-        )
+        raise MedsegError(f"{owner} at '{where.name}': {needs_weights(where.path)}")
 
 
 def check_training(

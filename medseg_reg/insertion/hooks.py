@@ -16,6 +16,7 @@ from medseg_reg.insertion.report import Placement
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.insertion.views import MAP, View, idle
 from medseg_reg.regularizers import Regularizer
+from medseg_reg.regularizers.guided_dropout import received_attention
 
 _CHILD = "regularizer"
 
@@ -95,6 +96,54 @@ class MaskHook(LayerHook):
         return args, {**kwargs, key: _both(weights != 0, kwargs.get(key))}
 
 
+class ScoreHook(LayerHook):
+    """Tells a layer what each token gets of an attention; a `BlockHook` calls the layer."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Note the attention."""
+        layer = getattr(module, self.child)
+        if layer.training and layer.p > 0.0:
+            layer.attention = received_attention(output)
+
+
+@dataclass(eq=False)
+class BlockHook:
+    """Changes what a module adds to its input, by a layer inside.
+
+    Attributes:
+        path: the layer, as seen from the module.
+        view: how the layer sees what is added.
+    """
+
+    path: str
+    view: View
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        """Return the input, and what the layer leaves of what was added."""
+        layer = module.get_submodule(self.path)
+        if not (layer.training and layer.p > 0.0):
+            self.view(layer, output)  # for those who watch
+            return None
+        return args[0] + self.view(layer, output - args[0])
+
+
+@dataclass(eq=False)
+class PaddingHook:
+    """Tells a layer inside a module which tokens of a window only fill it up: those that are 0.
+
+    Attributes:
+        path: the layer, as seen from the module.
+    """
+
+    path: str
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note the padding."""
+        layer = module.get_submodule(self.path)
+        if layer.training and layer.p > 0.0:
+            layer.padding = (args[0] == 0).all(-1)
+
+
 @dataclass(eq=False)
 class SampleCounter:
     """Tells a layer inside a module how many samples the module got.
@@ -122,7 +171,10 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
     host.add_module(child, layer)
     path = f"{where.path}.{child}" if where.path else child
     hook: LayerHook
-    if where.masks:
+    if where.kind == "block_residual":
+        hook = ScoreHook(child, where.name, None, where.view)
+        handle = host.register_forward_hook(hook)
+    elif where.masks:
         hook = MaskHook(child, where.name, where.argument, where.view)
         handle = host.register_forward_pre_hook(hook, with_kwargs=True)
     elif where.argument is None:
@@ -135,12 +187,21 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
         hook = KeywordHook(child, where.name, where.argument, where.view)
         handle = host.register_forward_pre_hook(hook, with_kwargs=True)
     hook.handles.append(handle)
-    if where.block is not None:
-        inside = path.removeprefix(f"{where.block}.") if where.block else path
-        block = model.get_submodule(where.block)
-        counter = SampleCounter(inside)
-        hook.handles.append(block.register_forward_pre_hook(counter, with_kwargs=True))
+    wanted = where.kind != "attention" or hasattr(layer, "padding")
+    if where.block is not None and wanted:
+        hook.handles.append(_hang_around(model.get_submodule(where.block), where, path, layer))
     return Placement(where.name, path, type(layer).__name__, float(layer.p))
+
+
+def _hang_around(around: nn.Module, where: Place, path: str, layer: Regularizer) -> RemovableHandle:
+    """Hang on the module around a place what the layer, or its hook, needs from there."""
+    inside = path.removeprefix(f"{where.block}.") if where.block else path
+    if where.kind == "block_residual":
+        return around.register_forward_hook(BlockHook(inside, where.view))
+    if where.kind == "attention":
+        return around.register_forward_pre_hook(PaddingHook(inside))
+    counter = SampleCounter(inside)
+    return around.register_forward_pre_hook(counter, with_kwargs=True)
 
 
 def take(model: nn.Module, path: str) -> None:

@@ -12,6 +12,7 @@
 | `head` | before the last convolution |
 | `attention` | the weights of an attention, after the softmax: (B, heads, queries, keys) |
 | `attention_head` | what the heads of an attention give, before they are projected |
+| `block_residual` | all that a transformer block adds to its tokens |
 """
 
 from __future__ import annotations
@@ -51,8 +52,7 @@ class Place:
             attention weights.
         calls: how often a forward pass comes here; above 1 where a module is used again.
         view: how a layer sees the tensor there.
-        block: a module around, which gets one entry for each sample where the module itself gets
-            windows; None where it is not needed.
+        block: a module around that something is needed from; None where nothing is.
         masks: the weights of a fused attention are never there: what a layer zeroes is handed to
             the module as the argument that masks its attention.
         tokens: whether it is a place of tokens.

@@ -15,6 +15,8 @@
 | ``stochastic_depth`` | `StochasticDepth` | the residual branch of a whole batch |
 | ``drop_key`` | `DropKey` | keys of an attention, for each query its own |
 | ``drop_head`` | `DropHead` | whole heads of an attention |
+| ``guided_key_dropout`` | `GuidedKeyDropout` | tokens for all others, guided by attention |
+| ``guided_residual_dropout`` | `GuidedResidualDropout` | tokens in a block, guided by attention |
 | ``prob_drop_block`` | `ProbDropBlock` | blocks of pixels, rather around strong activations |
 | ``structural_dropout`` | `StructuralDropout` | all channels above a random cutoff |
 | ``clustering_dropout`` | `ClusteringDropout` | channels of weak response (a reconstruction) |
@@ -68,6 +70,14 @@ from medseg_reg.regularizers.drophead import DropHead, drop_head
 from medseg_reg.regularizers.dropkey import DropKey, drop_key
 from medseg_reg.regularizers.dropout import Dropout, SpatialDropout, spatial_dropout
 from medseg_reg.regularizers.focused_dropout import FocusedDropout, focused_dropout
+from medseg_reg.regularizers.guided_dropout import (
+    GuidedKeyDropout,
+    GuidedResidualDropout,
+    guided_key_dropout,
+    guided_rates,
+    guided_residual_dropout,
+    received_attention,
+)
 from medseg_reg.regularizers.heuristic import (
     HeuristicDropout,
     HeuristicScores,
@@ -114,6 +124,8 @@ __all__ = [
     "DropPath",
     "Dropout",
     "FocusedDropout",
+    "GuidedKeyDropout",
+    "GuidedResidualDropout",
     "HeuristicDropout",
     "HeuristicScores",
     "InputDropout",
@@ -145,6 +157,9 @@ __all__ = [
     "drop_path",
     "drop_probability",
     "focused_dropout",
+    "guided_key_dropout",
+    "guided_rates",
+    "guided_residual_dropout",
     "heuristic_dropout",
     "heuristic_scores",
     "kept_channels",
@@ -152,6 +167,7 @@ __all__ = [
     "pattern_coverage",
     "position_attention",
     "prob_drop_block",
+    "received_attention",
     "register",
     "regularizer_class",
     "regularizer_names",

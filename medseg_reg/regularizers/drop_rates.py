@@ -1,6 +1,6 @@
 """Drop rates from scores: the lower a unit's score, the higher its rate, and the mean is p.
 
-CorrDrop takes correlations for the scores, ADCM attentions.
+CorrDrop takes correlations for the scores, ADCM attentions; guided dropout turns the order around.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg_reg.regularizers.base import check_number, check_rate
 
-__all__ = ["check_temperature", "drop_probability"]
+__all__ = ["check_temperature", "drop_probability", "water_level"]
 
 _SPREAD_FLOOR = 1e-6  # below it, differences between scores are rounding noise
 _COLDEST = 1e-6  # a temperature below it changes nothing more, and leaves float32
@@ -69,10 +69,10 @@ def drop_probability(
         exponent = torch.where(counts, -centred / spread / temperature, -torch.inf)
         weight = (exponent - exponent.amax(1, keepdim=True)).clamp(min=-30.0).exp() * counts
         share = area / area.sum(1, keepdim=True)
-        return (weight * _water_level(weight, share, p)).clamp(max=1.0)
+        return (weight * water_level(weight, share, p)).clamp(max=1.0)
 
 
-def _water_level(weight: Tensor, share: Tensor, p: float) -> Tensor:
+def water_level(weight: Tensor, share: Tensor, p: float) -> Tensor:
     """The lambda (B, 1) for which the weighted mean of min(1, lambda * weight) is p."""
     ordered, order = weight.sort(dim=1, descending=True)
     share = share.gather(1, order)

@@ -20,12 +20,27 @@ ALL = [
     for name, case in TRANSFORMERS.items()
 ]
 every_transformer = pytest.mark.parametrize("case", ALL)
-METHODS = {"drop_key": "attention", "drop_head": "attention_head", "drop_path": "residual"}
+METHODS = {
+    "drop_key": "attention",
+    "drop_head": "attention_head",
+    "drop_path": "residual",
+    "guided_key_dropout": "attention",
+    "guided_residual_dropout": "block_residual",
+}
 every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def suits(case: Transformer, name: str) -> None:
+    """Skips a method that a network has no place for; that it says so is tested elsewhere."""
+    if name.startswith("guided") and case.fused:
+        pytest.skip("the attention is fused")
+    if name == "guided_residual_dropout" and not case.global_attention:
+        pytest.skip("no attention over all tokens")
 
 
 def filled(case: Transformer, name: str, p: float = 0.5) -> tuple[nn.Module, nn.Module]:
     """A network with layers, and the plain one."""
+    suits(case, name)
     network = case.network()
     plain = copy.deepcopy(network)
     insert(network, name, METHODS[name], example=case.example(), p=p)
@@ -82,12 +97,13 @@ def test_a_filled_transformer_evaluates_as_before_and_trains_at_random(
 @every_transformer
 @every_method
 def test_the_measured_rate_is_p(case: Transformer, name: str) -> None:
+    suits(case, name)
     network = case.network()
     report = insert(network, name, METHODS[name], example=case.example(16), p=0.2)
     # A single head is never dropped. The units of a map may be few.
     rates = [one.measured_rate for one in report if one.map_size[0] > 1]
     errors = {"drop_key": 0.01, "drop_head": 0.03, "drop_path": 0.05}
-    assert sum(rates) / len(rates) == pytest.approx(0.2, abs=errors[name])
+    assert sum(rates) / len(rates) == pytest.approx(0.2, abs=errors.get(name, 0.02))
     assert all(abs(rate - 0.2) < 0.15 for rate in rates)
 
 
@@ -175,6 +191,10 @@ def test_class_tokens_are_never_hidden() -> None:
         network, _ = filled(TRANSFORMERS[name], "drop_key")
         layers = [network.get_submodule(one.path) for one in inserted(network)]
         assert [layer.prefix_tokens for layer in layers] == [1] * len(layers)
+    for name in ("guided_key_dropout", "guided_residual_dropout"):
+        network, _ = filled(TRANSFORMERS["timm-vit"], name)
+        layers = [network.get_submodule(one.path) for one in inserted(network)]
+        assert [layer.prefix_tokens for layer in layers] == [1] * 3
     network, _ = filled(TRANSFORMERS["SwinUNETR"], "drop_key")
     assert all(network.get_submodule(one.path).prefix_tokens == 0 for one in inserted(network))
 
@@ -198,7 +218,7 @@ def test_drop_path_zeroes_whole_branches_of_single_samples() -> None:
     "case",
     [
         pytest.param(TRANSFORMERS[name], id=name, marks=[] if "vit" in name else pytest.mark.slow)
-        for name in ("timm-vit-fused", "UNETR", "SwinUNETR", "Segformer")
+        for name in ("timm-vit-fused", "timm-vit", "UNETR", "SwinUNETR", "Segformer")
     ],
 )
 @every_method
@@ -225,7 +245,7 @@ def test_a_filled_transformer_compiles_without_a_break_and_exports_as_before(
 
 @every_method
 def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
-    case = TRANSFORMERS["timm-vit-fused"]
+    case = TRANSFORMERS["timm-vit"]
     network, _ = filled(case, name)
     network.train()
     grads = []
@@ -236,3 +256,68 @@ def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
         outputs(network, case.example(2))[0].square().mean().backward()
         grads.append([w.grad.clone() for w in network.parameters()])
     assert same(*grads)
+
+
+@pytest.mark.parametrize("beta", [-1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("name", ["UNETR", "SwinUNETR"])
+def test_guided_rates_are_p_at_any_beta(name: str, beta: float) -> None:
+    case = TRANSFORMERS[name]
+    network = case.network()
+    for weight in network.parameters():
+        weight.data *= 2.0  # the attention of new weights is nearly even
+    example = case.example(8)
+    report = insert(network, "guided_key_dropout", example=example, p=0.2, beta=beta)
+    rates = [one.measured_rate for one in report if one.map_size[-1] > 6]
+    if rates:
+        assert sum(rates) / len(rates) == pytest.approx(0.2, abs=0.015)
+
+
+def test_tokens_that_fill_windows_up_are_never_dropped_and_have_no_share() -> None:
+    case = TRANSFORMERS["SwinUNETR"]
+    network, seen = case.network(), []
+    insert(network, "guided_key_dropout", example=case.example(), p=0.4)
+    attn = network.train().get_submodule("swinViT.layers1.0.blocks.0.attn")
+    attn.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    attn.attn_drop.register_forward_hook(lambda m, args, y: seen.append(y))
+    network(case.example(4))
+    tokens, weights = seen
+    padding = (tokens == 0).all(-1)
+    # 32 x 48 tokens in 5 x 7 windows of 7 x 7.
+    assert padding.float().mean().item() == pytest.approx(1 - 32 * 48 / (35 * 49))
+    hidden = (weights == 0).all(1).float().sum(1) / 48  # without the diagonal
+    assert not hidden[padding].any()
+    assert hidden[~padding].mean().item() == pytest.approx(0.4, abs=0.03)
+
+
+def test_a_token_that_skips_a_block_keeps_its_features() -> None:
+    case = TRANSFORMERS["UNETR"]
+    network, _ = filled(case, "guided_residual_dropout", p=0.4)
+    seen = []
+    block = network.train().vit.blocks[0]
+    block.register_forward_hook(lambda m, args, y: seen.append((args[0], y)))
+    network(case.example(16))
+    x, y = seen[0]
+    same_token = (x == y).all(-1)
+    assert same_token.float().mean().item() == pytest.approx(0.4, abs=0.15)
+    assert same_token.any(1).sum() > 0
+    assert not hasattr(block, "regularizer")  # no key has another name
+
+
+def test_the_attention_of_a_block_decides_which_tokens_skip_it() -> None:
+    case = TRANSFORMERS["UNETR"]
+    network = case.network()
+    block = network.vit.blocks[0]
+    with torch.no_grad():
+        block.attn.qkv.weight[:48] *= 30  # queries and keys: a peaked attention
+    insert(network, "guided_residual_dropout", "encoder.4.block_residual.0", example=case.example(),
+           p=0.2, beta=2.0)  # fmt: skip
+    x, scores, skipped = case.example(1).expand(400, -1, -1, -1), [], []
+    block.attn.drop_weights.register_forward_hook(lambda m, a, w: scores.append(w.mean((1, 2))[0]))
+    block.register_forward_hook(lambda m, a, y: skipped.append((a[0] == y).all(-1).float().mean(0)))
+    network.eval()
+    block.attn.drop_weights.regularizer.train()
+    with torch.no_grad():
+        network(x)
+    order = scores[0].argsort()
+    assert skipped[0][order[-1]] > skipped[0][order[0]] + 0.2
+    assert skipped[0].mean().item() == pytest.approx(0.2, abs=0.04)

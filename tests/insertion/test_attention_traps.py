@@ -51,6 +51,19 @@ def test_a_layer_that_needs_the_weights_is_told_that_the_attention_is_fused() ->
     assert "TIMM_FUSED_ATTN=0" in said
 
 
+@pytest.mark.parametrize("name", ["guided_key_dropout", "guided_residual_dropout"])
+def test_guided_dropout_is_told_that_an_attention_is_fused(name: str) -> None:
+    said = refused(TRANSFORMERS["timm-vit-fused"].network(), name)
+    assert "its weights are never there and the layer would never be called" in said
+
+
+@pytest.mark.parametrize("name", ["SwinUNETR", "Segformer"])
+def test_tokens_in_windows_have_no_attention_of_their_own(name: str) -> None:
+    said = refused(TRANSFORMERS[name].network(), "guided_residual_dropout")
+    assert "sees windows or fewer keys than the block has tokens" in said
+    assert "Use guided_key_dropout" in said
+
+
 def test_a_fused_attention_without_a_mask_says_how_to_take_it_apart() -> None:
     case = TRANSFORMERS["timm-swin"]
     network = case.network()

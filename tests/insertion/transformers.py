@@ -23,9 +23,13 @@ class Transformer(Case):
 
     Attributes:
         heads: of its attentions, in order.
+        fused: whether torch's fused function computes them.
+        global_attention: whether each token attends to all.
     """
 
     heads: list[int] = field(default_factory=list)
+    fused: bool = False
+    global_attention: bool = True
 
     def network(self) -> nn.Module:
         network = super().network()
@@ -68,8 +72,11 @@ TRANSFORMERS = {
         {},
         needs="einops",
         heads=[2, 2, 3, 3, 3, 3],
+        global_attention=False,
     ),
-    "timm-vit-fused": Transformer(TIMM_VIT, (1, 64, 64), {}, needs="timm", heads=[3] * 3),
+    "timm-vit-fused": Transformer(
+        TIMM_VIT, (1, 64, 64), {}, needs="timm", heads=[3] * 3, fused=True
+    ),
     "timm-vit": Transformer(unfused(TIMM_VIT), (1, 64, 64), {}, needs="timm", heads=[3] * 3),
     "timm-swin": Transformer(
         timm(
@@ -83,6 +90,7 @@ TRANSFORMERS = {
         {},
         needs="timm",
         heads=[2, 2, 3, 3],
+        global_attention=False,
     ),
     "DPT": Transformer(
         smp("DPT", "tu-vit_tiny_patch16_224", dynamic_img_size=True, **DPT),
@@ -90,6 +98,7 @@ TRANSFORMERS = {
         {},
         needs="segmentation_models_pytorch",
         heads=[3] * 12,
+        fused=True,
     ),
     "Segformer": Transformer(
         smp("Segformer", "mit_b0", decoder_segmentation_channels=16),
@@ -97,6 +106,7 @@ TRANSFORMERS = {
         {},
         needs="segmentation_models_pytorch",
         heads=[1, 1, 2, 2, 5, 5, 8, 8],
+        global_attention=False,
     ),
 }
 
