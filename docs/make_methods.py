@@ -101,6 +101,22 @@ At usual scales of a map the term k / V decides, and the entropy hardly counts. 
 paper agrees with k = 2, the value fixed in its code; its text finds 3 slightly better on average.
 
 The method expects rectified maps: `between_convs` or `after_block`.""",
+    "patch_dropout": """\
+It goes into MONAI's ViT and UNETR, timm's ViT and the DPT of segmentation-models-pytorch: networks
+whose blocks get the same tokens one after the other. The windows of a Swin transformer and the
+reduced keys of Segformer cannot leave tokens out one by one. Timm's own `patch_drop_rate` gives
+wrong maps in a network for segmentation, and `insert` refuses it.
+
+An attention over N tokens of width d takes 2 N^2 d + 4 N d^2 multiplications, and the tests count
+exactly that with k for N. At the sizes of medical slices the second term prevails, so the savings
+are nearly proportional to p. UNETR's first encoder sees the image itself, so the network is never
+blind at a dropped patch.
+
+In a decoder with batch normalization, as that of DPT, mask tokens shift the statistics that
+evaluation uses.
+
+With `vary` the number of tokens changes from pass to pass, which breaks the graph of
+`torch.compile`.""",
     "input_dropout": """\
 The paper's erosion and Canny edges are options of the [converters](../data.md).""",
 }

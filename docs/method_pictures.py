@@ -127,6 +127,8 @@ def draw(one: Entry, scene: Scene) -> Image.Image:
         x, title = scene.images, "8 images"
     elif "residual" in one.default_places:
         x, title = scene.maps, "branch of 8 samples (mean over channels)"
+    elif "tokens" in one.default_places:
+        x, title = scene.maps, "tokens of 8 samples (mean over channels)"
     elif "attention" in one.default_places:
         x, title = attention_of(scene.maps[:1]), "weights of 4 heads (a row: a query)"
     elif "block_residual" in one.default_places:

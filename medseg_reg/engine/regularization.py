@@ -19,7 +19,7 @@ from medseg_reg.engine.layer_memory import layers_of, memory_of, restore_memory
 from medseg_reg.engine.module import decaying_group
 from medseg_reg.engine.rates import PlacedEntry, rate_factor
 from medseg_reg.errors import MedsegError
-from medseg_reg.regularizers.protocols import LabelReader, StepTaker
+from medseg_reg.regularizers.protocols import LabelReader, LabelTaker, StepTaker
 
 # Sets the coins apart from the order of the data, which is drawn from (seed, epoch).
 _COINS = 0x636F696E
@@ -60,6 +60,7 @@ class RegularizationControl(Callback):
         layers = list(layers_of(network).values())
         self.takers = [layer for layer in layers if isinstance(layer, StepTaker)]
         self.readers = [layer for layer in layers if isinstance(layer, LabelReader)]
+        self.labelled = [layer for layer in layers if isinstance(layer, LabelTaker)]
         self.steps = 0
         self._decay: float | None = None
         self._restored: dict[str, Any] | None = None
@@ -192,7 +193,7 @@ class RegularizationControl(Callback):
             self._decay, group["weight_decay"] = group["weight_decay"], max(decays)
 
     def _give_labels(self, labels: Tensor | None) -> None:
-        for layer in self.readers:
+        for layer in self.labelled:
             layer.labels = labels
 
     def _restore_memory(self, trainer: L.Trainer) -> None:

@@ -41,6 +41,7 @@ class Claim:
         prefix: tokens in front that are no patches.
         problem: why no layer can be put there.
         note: what is odd there.
+        chain: the modules that tokens go through one after the other, the door's first.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Claim:
     prefix: int = 0
     problem: str = ""
     note: str = ""
+    chain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Tokens:
             yield from self._blocks(attention)
         for step in self.steps:
             yield from self._residual(step)
+        yield from self._sequence()
 
     # Kinds
 
@@ -200,6 +203,47 @@ class Tokens:
             view=ChannelsLast(),
             note=_own_drop_path(door.module),
         )
+
+    def _sequence(self) -> Iterator[Claim]:
+        """Return the tokens that go into the first of the blocks around the attentions."""
+        paths = [self._block(one.product.path) for one in self.attentions]
+        chain = [path for path in dict.fromkeys(paths) if path]
+        entrance = self._entrance_of(chain[0]) if chain else None
+        if entrance is None or entrance.argument != 0:
+            return
+        shape = entrance.inputs[0].shape
+        yield Claim(
+            "tokens",
+            entrance.inputs[0],
+            entrance,
+            (shape[-1], *shape[1:-1]),
+            self._tokens(self.attentions[0].product),
+            view=ChannelsLast(),
+            prefix=self._prefix(self.attentions[0]),
+            problem=self._broken(chain, shape),
+            chain=tuple(chain),
+        )
+
+    def _broken(self, chain: list[str], shape: tuple[int, ...]) -> str:
+        """Say why blocks could not run on a part of the tokens; empty if they can."""
+        sizes = {one.size[1:] for one in self.attentions}
+        if len(shape) != 3 or sizes != {(shape[1], shape[1])}:
+            return (
+                "its attention sees windows or fewer keys than tokens, which cannot be left out "
+                "one by one. Use drop_key or guided_key_dropout."
+            )
+        before: Value | None = None
+        for path in chain:
+            doors_in = [s for s in self.graph.steps if s.kind == kinds.ENTER and s.path == path]
+            doors_out = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == path]
+            given = self.flow.content(doors_in[0].inputs[0])
+            more = ", ".join(str(door.argument) for door in doors_in[1:])
+            if more or not doors_out:
+                return f"'{path}' gets more tensors than its tokens ({more})."
+            if before is not None and given is not before:
+                return f"'{path}' does not get what the block before it gives."
+            before = self.flow.content(doors_out[0].outputs[0])
+        return ""
 
     # Finding
 

@@ -62,7 +62,8 @@ def check_training(
     """Run the example as in training and see whether every layer is called.
 
     A network may take another way through its code while it trains. Normalizations stay in
-    evaluation mode, which changes no way and needs no batch of two; buffers are restored.
+    evaluation mode, which changes no way and needs no batch of two, and so do layers that were
+    there before; buffers are restored.
 
     Returns:
         What could not be checked, because the network does not train on an example alone; empty
@@ -78,8 +79,11 @@ def check_training(
             _buffers_restored(model),
             _watched(model, placements) as met,
         ):
+            own = {model.get_submodule(placement.path) for placement in placements}
             for module in model.modules():
-                module.training = kinds.module_kind(module) not in (kinds.NORM, kinds.NORM_ACT)
+                still = (kinds.NORM, kinds.NORM_ACT)
+                other = isinstance(module, Regularizer) and module not in own
+                module.training = kinds.module_kind(module) not in still and not other
             for _ in range(_PASSES):
                 model(*args, **kwargs)
                 _check_tokens(placements, places, met)

@@ -15,7 +15,7 @@ from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.insertion.views import MAP, View, idle
-from medseg_reg.regularizers import Regularizer
+from medseg_reg.regularizers import PatchDropout, Regularizer
 from medseg_reg.regularizers.guided_dropout import received_attention
 
 _CHILD = "regularizer"
@@ -145,6 +145,39 @@ class PaddingHook:
 
 
 @dataclass(eq=False)
+class GatherHook:
+    """Lets a block run on the tokens that a layer keeps.
+
+    It holds the layer itself, which is beside the module, not inside: copies of a network have
+    both.
+
+    Attributes:
+        layer: the layer.
+    """
+
+    layer: PatchDropout
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Return the arguments, with a part of the tokens."""
+        return None if self.layer.kept is None else (self.layer.gathered(args[0]), *args[1:])
+
+
+@dataclass(eq=False)
+class CompleteHook:
+    """Puts the mask token for the tokens that a block did not get.
+
+    Attributes:
+        layer: the layer.
+    """
+
+    layer: PatchDropout
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        """Return all tokens."""
+        return None if self.layer.kept is None else self.layer.completed(output)
+
+
+@dataclass(eq=False)
 class SampleCounter:
     """Tells a layer inside a module how many samples the module got.
 
@@ -168,6 +201,8 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
         return fill(host, where.path, layer)
     names = (f"{_CHILD}_{n}" if n else _CHILD for n in range(len(host._modules) + 1000))
     child = next(name for name in names if not hasattr(host, name))
+    if isinstance(layer, PatchDropout):
+        layer.prepare(where.map_size[0], next(host.parameters()).device)
     host.add_module(child, layer)
     path = f"{where.path}.{child}" if where.path else child
     hook: LayerHook
@@ -190,6 +225,10 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
     wanted = where.kind != "attention" or hasattr(layer, "padding")
     if where.block is not None and wanted:
         hook.handles.append(_hang_around(model.get_submodule(where.block), where, path, layer))
+    for block in map(model.get_submodule, where.chain):
+        if isinstance(layer, PatchDropout):
+            hook.handles.append(block.register_forward_pre_hook(GatherHook(layer)))
+            hook.handles.append(block.register_forward_hook(CompleteHook(layer)))
     return Placement(where.name, path, type(layer).__name__, float(layer.p))
 
 

@@ -74,9 +74,15 @@ def insert(
         check_reached(model, example, report, found)
         measure(model, example, report)
         report.note = "\n".join([*_notes(found), *check_training(model, example, report, found)])
-    except BaseException:
+    except BaseException as error:
         for placement in reversed(report):
             take(model, placement.path)
+        if any(where.chain for where in found) and isinstance(error, RuntimeError):
+            text = " ".join(str(error).split())[:200]
+            raise MedsegError(
+                f"{owner}: the network does not run on a part of its tokens ({text}). Its blocks "
+                "need the whole grid, as for relative positions. Use drop_key."
+            ) from error
         raise
     return report
 

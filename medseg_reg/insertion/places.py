@@ -13,6 +13,7 @@
 | `attention` | the weights of an attention, after the softmax: (B, heads, queries, keys) |
 | `attention_head` | what the heads of an attention give, before they are projected |
 | `block_residual` | all that a transformer block adds to its tokens |
+| `tokens` | what goes into the first of several transformer blocks |
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Place:
         prefix: how many tokens in front are no patches.
         problem: why no layer can be put here; empty where one can.
         note: what is odd here.
+        chain: for `tokens`: the modules that they go through one after the other.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Place:
     prefix: int = 0
     problem: str = ""
     note: str = ""
+    chain: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Name, size and module, for a list to read."""
@@ -210,6 +213,7 @@ def _token_places(flow: Flow) -> list[tuple[int, Place]]:
             claim.prefix,
             claim.problem,
             claim.note,
+            claim.chain,
         )
         found.append((claim.door.index, place))
     return found

@@ -17,6 +17,7 @@
 | ``drop_head`` | `DropHead` | whole heads of an attention |
 | ``guided_key_dropout`` | `GuidedKeyDropout` | tokens for all others, guided by attention |
 | ``guided_residual_dropout`` | `GuidedResidualDropout` | tokens in a block, guided by attention |
+| ``patch_dropout`` | `PatchDropout` | patches of a transformer, for mask tokens |
 | ``prob_drop_block`` | `ProbDropBlock` | blocks of pixels, rather around strong activations |
 | ``structural_dropout`` | `StructuralDropout` | all channels above a random cutoff |
 | ``clustering_dropout`` | `ClusteringDropout` | channels of weak response (a reconstruction) |
@@ -91,6 +92,12 @@ from medseg_reg.regularizers.nsdropout import (
     class_sums,
     nsdropout,
 )
+from medseg_reg.regularizers.patch_dropout import (
+    PatchDropout,
+    kept_patches,
+    patch_dropout,
+    patches_with_foreground,
+)
 from medseg_reg.regularizers.prob_dropblock import ProbDropBlock, prob_drop_block
 from medseg_reg.regularizers.stochastic_depth import (
     DropPath,
@@ -130,6 +137,7 @@ __all__ = [
     "HeuristicScores",
     "InputDropout",
     "NSDropout",
+    "PatchDropout",
     "ProbDropBlock",
     "Regularizer",
     "SpatialDropout",
@@ -163,7 +171,10 @@ __all__ = [
     "heuristic_dropout",
     "heuristic_scores",
     "kept_channels",
+    "kept_patches",
     "nsdropout",
+    "patch_dropout",
+    "patches_with_foreground",
     "pattern_coverage",
     "position_attention",
     "prob_drop_block",

@@ -346,5 +346,5 @@ class GuidedResidualDropout(Regularizer):
 
     def measured_rate(self, x: Tensor, y: Tensor) -> float:
         """The share of tokens that were dropped, among those that may be."""
-        x, y = x.flatten(2), y.flatten(2)
+        x, y = (one.flatten(2).abs().amax(1, keepdim=True) for one in (x, y))
         return super().measured_rate(x[..., self.prefix_tokens :], y[..., self.prefix_tokens :])

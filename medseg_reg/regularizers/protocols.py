@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["LabelReader", "StepTaker"]
+__all__ = ["LabelReader", "LabelTaker", "StepTaker"]
 
 
 @runtime_checkable
@@ -31,12 +31,22 @@ class StepTaker(Protocol):
 
 
 @runtime_checkable
-class LabelReader(Protocol):
-    """A layer that needs the labels of a batch, and what its map looks like on held-out data.
+class LabelTaker(Protocol):
+    """A layer that needs the labels of a batch while training.
+
+    Attributes:
+        labels: the label maps (B, *spatial) of the batch that comes next; None between batches.
+    """
+
+    labels: Tensor | None
+
+
+@runtime_checkable
+class LabelReader(LabelTaker, Protocol):
+    """A layer that also needs what its map looks like on held-out data.
 
     Attributes:
         classes: how many classes it tells apart; a loop refuses data with another number.
-        labels: the label maps (B, *spatial) of the batch that comes next; None between batches.
         recording: whether passes in ``eval()`` add to ``validation_sums``.
         validation_sums: sums over the held-out passes of this process; a loop adds them up over
             all processes.
@@ -44,7 +54,6 @@ class LabelReader(Protocol):
     """
 
     classes: int
-    labels: Tensor | None
     recording: bool
     validation_sums: Tensor | None
 
