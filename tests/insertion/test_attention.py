@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from medseg_reg.insertion import find_places, insert, inserted, remove
 from medseg_reg.regularizers import build
@@ -321,3 +325,35 @@ def test_the_attention_of_a_block_decides_which_tokens_skip_it() -> None:
     order = scores[0].argsort()
     assert skipped[0][order[-1]] > skipped[0][order[0]] + 0.2
     assert skipped[0].mean().item() == pytest.approx(0.2, abs=0.04)
+
+
+LAYERS = [*METHODS, "patch_dropout"]
+
+
+def _train(rank: int, path: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+    case = TRANSFORMERS["UNETR"]
+    network = case.network()
+    for name in LAYERS:
+        insert(network, name, example=case.example(), p=0.3)
+    parallel = DistributedDataParallel(network, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    for step in range(2):
+        torch.manual_seed(10 * rank + step)  # other images and other masks in each process
+        optimizer.zero_grad()
+        parallel.train()(torch.rand(2, 1, 48, 32)).square().mean().backward()
+        optimizer.step()
+    token = next(m.mask_token for m in network.modules() if hasattr(m, "mask_token"))
+    torch.save({**network.state_dict(), "token": token}, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_two_processes_stay_in_step(tmp_path: Path) -> None:
+    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    start = TRANSFORMERS["UNETR"].network().state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], start[key]) for key in start)
