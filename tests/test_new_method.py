@@ -84,6 +84,7 @@ def test_the_base_class_names_the_attributes_of_the_page() -> None:
     from medseg_reg.regularizers import Regularizer
 
     assert set(table) == {
-        "unit", "paper", "needs", "spatial_dims", "stochastic", "default_places",
+        "unit", "paper", "needs", "spatial_dims", "stochastic", "default_places", "place_kinds",
+        "hides_keys",
     }  # fmt: skip
     assert all(hasattr(Regularizer, name) for name in table)

@@ -1,4 +1,4 @@
-"""Where a network of tokens takes layers: attention weights, heads, branches of residual additions.
+"""The attentions of a recorded network, and the facts about each that its places need.
 
 An attention is a product of weights that come out of a softmax with values, or one call of torch's
 fused function. Tokens are (B, N, C), or (B, *spatial, C) where they keep their grid; windows of
@@ -8,55 +8,17 @@ tokens are (B * windows, n, C).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 
 from torch import nn
 
-from medseg_reg.insertion import doors, kinds
+from medseg_reg.insertion import kinds
 from medseg_reg.insertion.flow import Flow
 from medseg_reg.insertion.graph import Step, Value
-from medseg_reg.insertion.views import MAP, ChannelsLast, Heads, View
 
 _PASSING = {*kinds.TRANSPARENT, kinds.MUL}
 _PREFIX = 16  # more tokens than this are no class, distillation or register tokens
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A place of tokens, at one call of its module.
-
-    Attributes:
-        kind: the kind of place.
-        value: the tensor there.
-        door: where the layer is hung.
-        size: what the layer sees, without the batch.
-        tokens: how many a sample has.
-        view: how the layer sees the tensor.
-        block: the module around that a layer needs something from: for `attention` the tokens
-            that come in, for the others one entry for each sample.
-        masks: the layer's zeros are handed to the door's module as a mask.
-        argument: in place of the door's own.
-        prefix: tokens in front that are no patches.
-        problem: why no layer can be put there.
-        note: what is odd there.
-        chain: the modules that tokens go through one after the other, the door's first.
-    """
-
-    kind: str
-    value: Value
-    door: Step
-    size: tuple[int, ...]
-    tokens: int
-    view: View = MAP
-    block: str | None = None
-    masks: bool = False
-    argument: int | str | None = None
-    prefix: int = 0
-    problem: str = ""
-    note: str = ""
-    chain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,164 +48,14 @@ class Attention:
         return query.shape[1], query.shape[2], key.shape[2]
 
 
-class Tokens:
-    """Goes through the places of tokens of a recorded network."""
+class Attentions:
+    """Finds the attentions of a network and says about each what a layer has to know."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow, self.graph = flow, flow.graph
         self.batch = self.graph.inputs[0].shape[0]
         self.steps = [step for step in self.graph.steps if step in flow.live and not step.door]
         self.attentions = [one for step in self.steps if (one := self._attention(step))]
-
-    def claims(self) -> Iterator[Claim]:
-        """Return every place that can be named."""
-        for attention in self.attentions:
-            yield from self._weights(attention)
-            yield from self._heads(attention)
-            yield from self._blocks(attention)
-        for step in self.steps:
-            yield from self._residual(step)
-        yield from self._sequence()
-
-    # Kinds
-
-    def _weights(self, attention: Attention) -> Iterator[Claim]:
-        product, size = attention.product, attention.size
-        more = {
-            "size": size,
-            "tokens": self._tokens(product),
-            "prefix": self._prefix(attention),
-            "note": self._wrong_bias(attention),
-        }
-        if attention.weights is not None:
-            index = product.inputs.index(attention.weights)
-            door = doors.before(self.flow, product, index)
-            if door is not None:
-                inside = door.path.startswith(f"{product.path}.") and size[1] == size[2]
-                block = product.path if inside and self._entrance(product) else None
-                yield Claim("attention", attention.weights, door, **more, block=block)
-            return
-        door = self._entrance(product)
-        if door is not None and door.module is not None:
-            problem = self._no_mask(attention, door)
-            view = Heads(size[0])
-            yield Claim(
-                "attention", product.outputs[0], door, **more,
-                view=view, masks=True, argument="attn_mask", problem=problem,
-            )  # fmt: skip
-
-    def _heads(self, attention: Attention) -> Iterator[Claim]:
-        product, (heads, queries, _) = attention.product, attention.size
-        found = self._projection(attention)
-        door = None if found is None else doors.before(self.flow, found, 0)
-        if found is None or door is None:
-            return
-        value = found.inputs[0]
-        windows = product.outputs[0].shape[0] // self.batch
-        yield Claim(
-            "attention_head",
-            value,
-            door,
-            (heads, windows * queries, value.shape[-1] // heads),
-            self._tokens(product),
-            view=Heads(heads),
-            block=self._block(product.path),
-        )
-
-    def _blocks(self, attention: Attention) -> Iterator[Claim]:
-        """Return what the block around an attention adds to its tokens."""
-        product, (_, queries, keys) = attention.product, attention.size
-        block = self._block(product.path)
-        entrance = None if block is None else self._entrance_of(block)
-        exits = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == block]
-        if block is None or entrance is None or entrance.argument != 0 or not exits:
-            return
-        shape = entrance.inputs[0].shape
-        if shape != exits[0].outputs[0].shape or self.flow.is_map(exits[0].outputs[0]):
-            return
-        problem, door = "", self._entrance(product)
-        if attention.weights is None:
-            problem = needs_weights(product.path)
-        elif len(shape) != 3 or shape[1] != queries or queries != keys:
-            problem = (
-                f"the attention of '{product.path}' sees windows or fewer keys than the block has "
-                "tokens, so they get no attention of their own. Use guided_key_dropout."
-            )
-        else:
-            door = doors.before(self.flow, product, product.inputs.index(attention.weights))
-        if door is None or (not problem and door.kind != kinds.EXIT):
-            return
-        yield Claim(
-            "block_residual",
-            product.outputs[0],
-            door,
-            (shape[-1], *shape[1:-1]),
-            self._tokens(product),
-            view=ChannelsLast(),
-            block=block,
-            prefix=self._prefix(attention),
-            problem=problem,
-        )
-
-    def _residual(self, step: Step) -> Iterator[Claim]:
-        branch = self._branch(step)
-        door = None
-        if branch is not None:
-            index = step.inputs.index(branch)
-            door = doors.before(self.flow, step, index, nearest=True)
-        if branch is None or door is None:
-            return
-        grid, channels = branch.shape[1:-1], branch.shape[-1]
-        yield Claim(
-            "residual",
-            branch,
-            door,
-            (channels, *grid),
-            math.prod(grid),
-            view=ChannelsLast(),
-            note=_own_drop_path(door.module),
-        )
-
-    def _sequence(self) -> Iterator[Claim]:
-        """Return the tokens that go into the first of the blocks around the attentions."""
-        paths = [self._block(one.product.path) for one in self.attentions]
-        chain = [path for path in dict.fromkeys(paths) if path]
-        entrance = self._entrance_of(chain[0]) if chain else None
-        if entrance is None or entrance.argument != 0:
-            return
-        shape = entrance.inputs[0].shape
-        yield Claim(
-            "tokens",
-            entrance.inputs[0],
-            entrance,
-            (shape[-1], *shape[1:-1]),
-            self._tokens(self.attentions[0].product),
-            view=ChannelsLast(),
-            prefix=self._prefix(self.attentions[0]),
-            problem=self._broken(chain, shape),
-            chain=tuple(chain),
-        )
-
-    def _broken(self, chain: list[str], shape: tuple[int, ...]) -> str:
-        """Say why blocks could not run on a part of the tokens; empty if they can."""
-        sizes = {one.size[1:] for one in self.attentions}
-        if len(shape) != 3 or sizes != {(shape[1], shape[1])}:
-            return (
-                "its attention sees windows or fewer keys than tokens, which cannot be left out "
-                "one by one. Use drop_key or guided_key_dropout."
-            )
-        before: Value | None = None
-        for path in chain:
-            doors_in = [s for s in self.graph.steps if s.kind == kinds.ENTER and s.path == path]
-            doors_out = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == path]
-            given = self.flow.content(doors_in[0].inputs[0])
-            more = ", ".join(str(door.argument) for door in doors_in[1:])
-            if more or not doors_out:
-                return f"'{path}' gets more tensors than its tokens ({more})."
-            if before is not None and given is not before:
-                return f"'{path}' does not get what the block before it gives."
-            before = self.flow.content(doors_out[0].outputs[0])
-        return ""
 
     # Finding
 
@@ -271,7 +83,7 @@ class Tokens:
         name = "" if at is None else at.name or type(at.module).__name__
         return name.lower() in ("softmax", "softmax2d")
 
-    def _projection(self, attention: Attention) -> Step | None:
+    def projection(self, attention: Attention) -> Step | None:
         """Return the linear layer that reads the heads side by side, head after head."""
         rows, heads, tokens, channels = attention.product.outputs[0].shape
         wanted = (rows, tokens, heads * channels)
@@ -293,37 +105,18 @@ class Tokens:
                     waiting.append((result, ()))
         return None
 
-    def _branch(self, step: Step) -> Value | None:
-        """Return the branch of an addition of tokens to what a few layers make of them."""
-        inputs = [value for value in step.inputs if not value.constant]
-        if step.kind != kinds.ADD or len(inputs) != 2 or self.flow.main(step) is not None:
-            return None
-        shape = inputs[0].shape
-        if len(shape) < 3 or shape[0] != self.batch or inputs[1].shape != shape:
-            return None
-        common = self.flow.ancestors(inputs[0]) & self.flow.ancestors(inputs[1])
-        if not common or any(map(self.flow.is_map, inputs)):
-            return None
-        last = common.bit_length() - 1
-        work = [[s for s in self.flow.between(v, last) if not s.door] for v in inputs]
-        short = min((0, 1), key=lambda i: sum(map(_works, work[i])))
-        if any(map(_works, work[short])):
-            return None
-        reads = (s.inputs[0].shape[-1] for s in work[1 - short] if isinstance(s.module, nn.Linear))
-        return inputs[1 - short] if shape[-1] in reads else None
-
     # Facts
 
-    def _tokens(self, product: Step) -> int:
+    def tokens(self, product: Step) -> int:
         """Return how many tokens a sample has, without those that fill its windows up."""
         rows, heads, queries, channels = product.outputs[0].shape
-        block = self._block(product.path)
-        entrance = None if block is None else self._entrance_of(block)
+        block = self.block(product.path)
+        entrance = None if block is None else self.entrance_of(block)
         if entrance is None:
             return rows * queries // self.batch
         return max(1, round(math.prod(entrance.inputs[0].shape[1:]) / (heads * channels)))
 
-    def _prefix(self, attention: Attention) -> int:
+    def prefix(self, attention: Attention) -> int:
         """Return how many tokens are more than the patches that a convolution made."""
         product, (_, queries, keys) = attention.product, attention.size
         if product.outputs[0].shape[0] != self.batch or queries != keys:
@@ -336,16 +129,16 @@ class Tokens:
                 return more if 0 < more <= _PREFIX else 0
         return 0
 
-    def _block(self, path: str) -> str | None:
+    def block(self, path: str) -> str | None:
         """Return the nearest module around that gets one entry for each sample."""
         while path:
             path = path.rpartition(".")[0]
-            entrance = self._entrance_of(path)
+            entrance = self.entrance_of(path)
             if entrance is not None and entrance.inputs[0].shape[:1] == (self.batch,):
                 return path
         return None
 
-    def _entrance(self, step: Step) -> Step | None:
+    def entrance(self, step: Step) -> Step | None:
         """Return the first door into the call of the module that a step belongs to."""
         wanted = (kinds.ENTER, step.path, step.call, 0)
         for other in reversed(self.graph.steps[: step.index]):
@@ -353,13 +146,14 @@ class Tokens:
                 return other
         return None
 
-    def _entrance_of(self, path: str) -> Step | None:
+    def entrance_of(self, path: str) -> Step | None:
+        """Return the first door into a module through which the network's input comes."""
         doors_in = (s for s in self.graph.steps if s.kind == kinds.ENTER and s.path == path)
         return next((door for door in doors_in if not door.inputs[0].constant), None)
 
     # What is wrong
 
-    def _no_mask(self, attention: Attention, door: Step) -> str:
+    def no_mask(self, attention: Attention, door: Step) -> str:
         """Say why a fused attention takes no mask; empty if it does."""
         module, path = door.module, door.path
         if attention.product.rate > 0:
@@ -383,9 +177,9 @@ class Tokens:
             )
         return ""
 
-    def _wrong_bias(self, attention: Attention) -> str:
+    def wrong_bias(self, attention: Attention) -> str:
         """Say so where a window is smaller than the table of its relative positions."""
-        entrance = self._entrance(attention.product)
+        entrance = self.entrance(attention.product)
         index = getattr(None if entrance is None else entrance.module, "relative_position_index", 0)
         keys = attention.size[2]
         known = index.shape[-1] if hasattr(index, "shape") and index.shape else keys
@@ -407,16 +201,5 @@ def needs_weights(path: str) -> str:
     )
 
 
-def _works(step: Step) -> bool:
-    return step.kind in (kinds.CONV, kinds.LINEAR, kinds.NORM, kinds.ACT, kinds.POOL)
-
-
 def _arguments(module: nn.Module | None) -> set[str]:
     return set() if module is None else set(signature(module.forward).parameters)
-
-
-def _own_drop_path(module: nn.Module | None) -> str:
-    """Say so where a network drops this branch itself."""
-    if type(module).__name__ != "DropPath" or not getattr(module, "drop_prob", 0.0):
-        return ""
-    return "the network drops these branches by a DropPath of its own; both rates act"

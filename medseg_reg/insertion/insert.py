@@ -67,6 +67,17 @@ def insert(
     for where, layer in zip(found, layers, strict=True):
         check_suited(layer, where, owner)
         layer.prefix_tokens = where.prefix if hasattr(layer, "prefix_tokens") else 0
+    return _filled(model, example, found, layers, owner)
+
+
+def _filled(
+    model: nn.Module,
+    example: Example,
+    found: Sequence[Place],
+    layers: Sequence[Regularizer],
+    owner: str,
+) -> PlacementReport:
+    """Put layers into places, check that they are reached, and measure; or leave all as it was."""
     report = PlacementReport()
     try:
         for where, layer in zip(found, layers, strict=True):

@@ -29,13 +29,13 @@ from torch import nn
 
 from medseg_reg.errors import MedsegError, nearest
 from medseg_reg.insertion import doors, kinds
-from medseg_reg.insertion.attention import Claim, Tokens
 from medseg_reg.insertion.finder import KINDS, Finder
 from medseg_reg.insertion.flow import Flow
 from medseg_reg.insertion.graph import Graph, Step, Value, record
 from medseg_reg.insertion.running import Example, arguments, call, device_of, quietly
 from medseg_reg.insertion.selection import kind_of
 from medseg_reg.insertion.slots import Slot, slots
+from medseg_reg.insertion.tokens import Claim, Tokens
 from medseg_reg.insertion.views import MAP, View
 
 

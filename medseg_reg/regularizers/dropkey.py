@@ -11,6 +11,8 @@ from medseg_reg.regularizers.coins import keep_some
 
 __all__ = ["DropKey", "drop_key"]
 
+_NEVER = 1e-9  # of all keys at once: where it happens after all, `hide_keys` leaves the row
+
 
 def drop_key(
     x: Tensor,
@@ -36,13 +38,12 @@ def drop_key(
         return x
     with torch.no_grad():
         draws = torch.rand_like(x, dtype=torch.float32)
-        if faithful:
+        if faithful or prefix_tokens or p ** x.shape[-1] < _NEVER:
             keep = draws >= p
-        elif prefix_tokens:
-            keep = draws >= p
-            keep[..., :prefix_tokens] = True
         else:
             keep = keep_some(draws, p)
+        if prefix_tokens and not faithful:
+            keep[..., :prefix_tokens] = True
     y = hide_keys(x, keep)
     if faithful:  # a large negative number for all keys of a row is the same number for each
         even = x.mean(-1, keepdim=True)

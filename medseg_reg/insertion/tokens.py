@@ -1,0 +1,235 @@
+"""Where a network of tokens takes layers: attention weights, heads, blocks and their branches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from medseg_reg.insertion import doors, kinds
+from medseg_reg.insertion.attention import Attention, Attentions, needs_weights
+from medseg_reg.insertion.graph import Step, Value
+from medseg_reg.insertion.views import MAP, ChannelsLast, Heads, View
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A place of tokens, at one call of its module.
+
+    Attributes:
+        kind: the kind of place.
+        value: the tensor there.
+        door: where the layer is hung.
+        size: what the layer sees, without the batch.
+        tokens: how many a sample has.
+        view: how the layer sees the tensor.
+        block: the module around that a layer needs something from: for `attention` the tokens
+            that come in, for the others one entry for each sample.
+        masks: the layer's zeros are handed to the door's module as a mask.
+        argument: in place of the door's own.
+        prefix: tokens in front that are no patches.
+        problem: why no layer can be put there.
+        note: what is odd there.
+        chain: the modules that tokens go through one after the other, the door's first.
+    """
+
+    kind: str
+    value: Value
+    door: Step
+    size: tuple[int, ...]
+    tokens: int
+    view: View = MAP
+    block: str | None = None
+    masks: bool = False
+    argument: int | str | None = None
+    prefix: int = 0
+    problem: str = ""
+    note: str = ""
+    chain: tuple[str, ...] = ()
+
+
+class Tokens(Attentions):
+    """Goes through the places of tokens of a recorded network."""
+
+    def claims(self) -> Iterator[Claim]:
+        """Return every place that can be named."""
+        for attention in self.attentions:
+            yield from self._weights(attention)
+            yield from self._heads(attention)
+            yield from self._blocks(attention)
+        for step in self.steps:
+            yield from self._residual(step)
+        yield from self._sequence()
+
+    # Kinds
+
+    def _weights(self, attention: Attention) -> Iterator[Claim]:
+        product, size = attention.product, attention.size
+        more: dict[str, Any] = {
+            "size": size,
+            "tokens": self.tokens(product),
+            "prefix": self.prefix(attention),
+            "note": self.wrong_bias(attention),
+        }
+        if attention.weights is not None:
+            index = product.inputs.index(attention.weights)
+            door = doors.before(self.flow, product, index)
+            if door is not None:
+                inside = door.path.startswith(f"{product.path}.") and size[1] == size[2]
+                block = product.path if inside and self.entrance(product) else None
+                yield Claim("attention", attention.weights, door, **more, block=block)
+            return
+        door = self.entrance(product)
+        if door is not None and door.module is not None:
+            problem = self.no_mask(attention, door)
+            view = Heads(size[0])
+            yield Claim(
+                "attention", product.outputs[0], door, **more,
+                view=view, masks=True, argument="attn_mask", problem=problem,
+            )  # fmt: skip
+
+    def _heads(self, attention: Attention) -> Iterator[Claim]:
+        product, (heads, queries, _) = attention.product, attention.size
+        found = self.projection(attention)
+        door = None if found is None else doors.before(self.flow, found, 0)
+        if found is None or door is None:
+            return
+        value = found.inputs[0]
+        windows = product.outputs[0].shape[0] // self.batch
+        yield Claim(
+            "attention_head",
+            value,
+            door,
+            (heads, windows * queries, value.shape[-1] // heads),
+            self.tokens(product),
+            view=Heads(heads),
+            block=self.block(product.path),
+        )
+
+    def _blocks(self, attention: Attention) -> Iterator[Claim]:
+        """Return what the block around an attention adds to its tokens."""
+        product, (_, queries, keys) = attention.product, attention.size
+        block = self.block(product.path)
+        entrance = None if block is None else self.entrance_of(block)
+        exits = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == block]
+        if block is None or entrance is None or entrance.argument != 0 or not exits:
+            return
+        shape = entrance.inputs[0].shape
+        if shape != exits[0].outputs[0].shape or self.flow.is_map(exits[0].outputs[0]):
+            return
+        problem, door = "", self.entrance(product)
+        if attention.weights is None:
+            problem = needs_weights(product.path)
+        elif len(shape) != 3 or shape[1] != queries or queries != keys:
+            problem = (
+                f"the attention of '{product.path}' sees windows or fewer keys than the block has "
+                "tokens, so they get no attention of their own. Use guided_key_dropout."
+            )
+        else:
+            door = doors.before(self.flow, product, product.inputs.index(attention.weights))
+        if door is None or (not problem and door.kind != kinds.EXIT):
+            return
+        yield Claim(
+            "block_residual",
+            product.outputs[0],
+            door,
+            (shape[-1], *shape[1:-1]),
+            self.tokens(product),
+            view=ChannelsLast(),
+            block=block,
+            prefix=self.prefix(attention),
+            problem=problem,
+        )
+
+    def _residual(self, step: Step) -> Iterator[Claim]:
+        branch = self._branch(step)
+        door = None
+        if branch is not None:
+            index = step.inputs.index(branch)
+            door = doors.before(self.flow, step, index, nearest=True)
+        if branch is None or door is None:
+            return
+        grid, channels = branch.shape[1:-1], branch.shape[-1]
+        yield Claim(
+            "residual",
+            branch,
+            door,
+            (channels, *grid),
+            math.prod(grid),
+            view=ChannelsLast(),
+            note=_own_drop_path(door.module),
+        )
+
+    def _sequence(self) -> Iterator[Claim]:
+        """Return the tokens that go into the first of the blocks around the attentions."""
+        paths = [self.block(one.product.path) for one in self.attentions]
+        chain = [path for path in dict.fromkeys(paths) if path]
+        entrance = self.entrance_of(chain[0]) if chain else None
+        if entrance is None or entrance.argument != 0:
+            return
+        shape = entrance.inputs[0].shape
+        yield Claim(
+            "tokens",
+            entrance.inputs[0],
+            entrance,
+            (shape[-1], *shape[1:-1]),
+            self.tokens(self.attentions[0].product),
+            view=ChannelsLast(),
+            prefix=self.prefix(self.attentions[0]),
+            problem=self._broken(chain, shape),
+            chain=tuple(chain),
+        )
+
+    def _broken(self, chain: list[str], shape: tuple[int, ...]) -> str:
+        """Say why blocks could not run on a part of the tokens; empty if they can."""
+        sizes = {one.size[1:] for one in self.attentions}
+        if len(shape) != 3 or sizes != {(shape[1], shape[1])}:
+            return (
+                "its attention sees windows or fewer keys than tokens, which cannot be left out "
+                "one by one. Use drop_key or guided_key_dropout."
+            )
+        before: Value | None = None
+        for path in chain:
+            doors_in = [s for s in self.graph.steps if s.kind == kinds.ENTER and s.path == path]
+            doors_out = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == path]
+            given = self.flow.content(doors_in[0].inputs[0])
+            more = ", ".join(str(door.argument) for door in doors_in[1:])
+            if more or not doors_out:
+                return f"'{path}' gets more tensors than its tokens ({more})."
+            if before is not None and given is not before:
+                return f"'{path}' does not get what the block before it gives."
+            before = self.flow.content(doors_out[0].outputs[0])
+        return ""
+
+    def _branch(self, step: Step) -> Value | None:
+        """Return the branch of an addition of tokens to what a few layers make of them."""
+        inputs = [value for value in step.inputs if not value.constant]
+        if step.kind != kinds.ADD or len(inputs) != 2 or self.flow.main(step) is not None:
+            return None
+        shape = inputs[0].shape
+        if len(shape) < 3 or shape[0] != self.batch or inputs[1].shape != shape:
+            return None
+        common = self.flow.ancestors(inputs[0]) & self.flow.ancestors(inputs[1])
+        if not common or any(map(self.flow.is_map, inputs)):
+            return None
+        last = common.bit_length() - 1
+        work = [[s for s in self.flow.between(v, last) if not s.door] for v in inputs]
+        short = min((0, 1), key=lambda i: sum(map(_works, work[i])))
+        if any(map(_works, work[short])):
+            return None
+        reads = (s.inputs[0].shape[-1] for s in work[1 - short] if isinstance(s.module, nn.Linear))
+        return inputs[1 - short] if shape[-1] in reads else None
+
+
+def _works(step: Step) -> bool:
+    return step.kind in (kinds.CONV, kinds.LINEAR, kinds.NORM, kinds.ACT, kinds.POOL)
+
+
+def _own_drop_path(module: nn.Module | None) -> str:
+    """Say so where a network drops this branch itself."""
+    if type(module).__name__ != "DropPath" or not getattr(module, "drop_prob", 0.0):
+        return ""
+    return "the network drops these branches by a DropPath of its own; both rates act"
