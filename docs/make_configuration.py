@@ -77,6 +77,8 @@ MEANINGS = {
     "numbers of maps differ. The default of `unet3plus` is `nontrainable`.",
     "network.head": "`softmax` has one output for each class; `sigmoid` has one output, for two "
     "classes. Of every network.",
+    "network.tree_depth": "If above 0, the last convolution becomes a hierarchical mixture of "
+    "2^depth experts; see [networks](networks.md#a-mixture-of-experts-as-head). Of every network.",
     "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "

@@ -20,6 +20,8 @@ from medseg_reg.config_base import Closed, Positive
 from medseg_reg.errors import nearest
 
 Head = Literal["softmax", "sigmoid"]
+# A tree of depth d has 2^d experts; 64 maps of full size for each class are enough.
+TreeDepth = Annotated[int, Field(ge=0, le=6)]
 Upsampling = Literal["deconv", "nontrainable"]
 ForeignName = Literal[
     "monai.UNet",
@@ -53,13 +55,14 @@ class UNetSpec(Closed):
     activation: Literal["relu", "leakyrelu", "prelu", "gelu", "swish"] = "relu"
     upsample: Upsampling = "deconv"
     head: Head = "softmax"
+    tree_depth: TreeDepth = 0
     pretrained: Path | None = None
     pretrained_strict: bool = True
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The network's own arguments."""
-        run = {"name", "head", "pretrained", "pretrained_strict"}
+        run = {"name", "head", "tree_depth", "pretrained", "pretrained_strict"}
         return {key: value for key, value in self if key not in run}
 
     @property
@@ -104,6 +107,7 @@ class ForeignSpec(BaseModel):
 
     name: ForeignName
     head: Head = "softmax"
+    tree_depth: TreeDepth = 0
     pretrained: Path | None = None
     pretrained_strict: bool = True
 

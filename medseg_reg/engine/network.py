@@ -14,7 +14,8 @@ from medseg_reg.engine.layer_memory import load_memory
 from medseg_reg.engine.rates import PlacedEntry, apply_depth_ramp
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.insertion import Placement, insert, place, slots
+from medseg_reg.insertion import Placement, insert, place
+from medseg_reg.insertion.slots import has_own_slots
 from medseg_reg.networks.build import Network, build_network, check_input_size, usual_size
 from medseg_reg.networks.pretrained import PretrainedReport, load_pretrained
 from medseg_reg.regularizers.protocols import LabelReader
@@ -35,6 +36,7 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
         classes=len(facts.classes),
         head=spec.head,
         name=spec.name,
+        tree_depth=spec.tree_depth,
         **arguments,
     )
     size = (1, facts.channels, *(config.data.image.size or usual_size(network)))
@@ -52,7 +54,7 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
 
 def _placed(network: Network, layer: LayerSpec, size: Sequence[int]) -> Sequence[Placement]:
     """Put the layers of one entry into their places."""
-    if slots(network):
+    if has_own_slots(network):
         return place(network, layer.name, layer.places, layer.parameters)
     # Noise, not the run's own image, so that a finished run finds the same places without data.
     example = torch.rand(*size, generator=torch.Generator().manual_seed(0))

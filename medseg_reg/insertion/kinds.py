@@ -66,7 +66,12 @@ _FUNCTION_KINDS = tuple((kind, re.compile(pattern)) for kind, pattern in _FUNCTI
 
 
 def module_kind(module: nn.Module) -> str | None:
-    """Return the kind of a module that is followed as a whole; None if one looks inside."""
+    """Return the kind of a module that is followed as a whole; None if one looks inside.
+
+    A class of this package may say it by its attribute `acts_as`.
+    """
+    if isinstance(kind := getattr(type(module), "acts_as", None), str):
+        return kind
     for kind, classes in _MODULES:
         if isinstance(module, classes):
             if kind == NORM and any(module_kind(child) == ACT for child in module.children()):

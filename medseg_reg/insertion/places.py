@@ -14,6 +14,7 @@
 | `attention_head` | what the heads of an attention give, before they are projected |
 | `block_residual` | all that a transformer block adds to its tokens |
 | `tokens` | what goes into the first of several transformer blocks |
+| `tree_gates` | the gates of a hierarchical mixture of experts |
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from medseg_reg.insertion.flow import Flow
 from medseg_reg.insertion.graph import Graph, Step, Value, record
 from medseg_reg.insertion.running import Example, arguments, call, device_of, quietly
 from medseg_reg.insertion.selection import kind_of
-from medseg_reg.insertion.slots import Slot, slots
+from medseg_reg.insertion.slots import Slot, has_own_slots, slots
 from medseg_reg.insertion.tokens import Claim, Tokens
 from medseg_reg.insertion.views import MAP, View
 
@@ -110,7 +111,8 @@ def find_places(model: nn.Module, example: Example) -> list[Place]:
     head (4x8x8): argument 0 of '4'
     """
     known = slots(model)
-    return _slot_places(model, known, example) if known else _places(record(model, example))
+    found = _slot_places(model, known, example) if known else []
+    return found if has_own_slots(model) else [*_places(record(model, example)), *found]
 
 
 def path_places(graph: Graph, globs: Sequence[str], owner: str) -> list[Place]:

@@ -2,7 +2,15 @@
 
 from medseg_reg.networks.attention_unet import AttentionUNet
 from medseg_reg.networks.guided import GuidedLogits, presence_loss
+from medseg_reg.networks.mixture import HierarchicalMixture
 from medseg_reg.networks.unet import UNet
 from medseg_reg.networks.unet3plus import UNet3Plus
 
-__all__ = ["AttentionUNet", "GuidedLogits", "UNet", "UNet3Plus", "presence_loss"]
+__all__ = [
+    "AttentionUNet",
+    "GuidedLogits",
+    "HierarchicalMixture",
+    "UNet",
+    "UNet3Plus",
+    "presence_loss",
+]

@@ -11,6 +11,7 @@ from torch import nn
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks.attention_unet import AttentionUNet
 from medseg_reg.networks.foreign import ForeignNetwork, build_foreign
+from medseg_reg.networks.mixture import mix_head
 from medseg_reg.networks.shapes import run_on_shape
 from medseg_reg.networks.unet import UNet
 from medseg_reg.networks.unet3plus import UNet3Plus
@@ -25,7 +26,13 @@ OWN: dict[str, type[UNet] | type[UNet3Plus]] = {
 
 
 def build_network(
-    *, in_channels: int, classes: int, head: str, name: str = "unet", **arguments: Any
+    *,
+    in_channels: int,
+    classes: int,
+    head: str,
+    name: str = "unet",
+    tree_depth: int = 0,
+    **arguments: Any,
 ) -> Network:
     """Build the 2-D network of a run, with new weights.
 
@@ -34,11 +41,13 @@ def build_network(
         classes: number of classes, the background counted.
         head: `softmax`, one output for each class; `sigmoid`, one output, for two classes.
         name: one of `OWN` or of `foreign.FOREIGN`.
+        tree_depth: depth of the hierarchical mixture of experts that the last convolution becomes;
+            0 leaves it a convolution.
         arguments: what else the network takes.
 
     Raises:
-        MedsegError: a sigmoid head for more than two classes, or a foreign network that cannot be
-            built with these arguments.
+        MedsegError: a sigmoid head for more than two classes, a foreign network that cannot be
+            built with these arguments, or one whose last convolution cannot become a mixture.
     """
     if head == "sigmoid" and classes != 2:
         raise MedsegError(
@@ -46,11 +55,15 @@ def build_network(
         )
     outputs = 1 if head == "sigmoid" else classes
     if name in OWN:
-        return OWN[name](2, in_channels, outputs, **arguments)
-    try:
-        return build_foreign(name, in_channels, outputs, arguments)
-    except ValueError as error:
-        raise MedsegError(f"network: {error}.") from None
+        network: Network = OWN[name](2, in_channels, outputs, **arguments)
+    else:
+        try:
+            network = build_foreign(name, in_channels, outputs, arguments)
+        except ValueError as error:
+            raise MedsegError(f"network: {error}.") from None
+    if tree_depth:
+        mix_head(network, (1, in_channels, *usual_size(network)), outputs, tree_depth, name)
+    return network
 
 
 def usual_size(network: Network) -> tuple[int, ...]:

@@ -27,6 +27,7 @@
 | ``adl`` | `ADL` | the most active region |
 | ``adcm`` | `ADCM` | channels and positions of low attention (a reconstruction) |
 | ``nsdropout`` | `NSDropout` | per class, channels that respond more than in validation |
+| ``tree_dropout`` | `TreeDropout` | left subtrees of a hierarchical mixture of experts |
 
 Use one directly (``HeuristicDropout(p=0.1)``) or by name (``build("heuristic_dropout", p=0.1)``).
 """
@@ -70,6 +71,12 @@ from medseg_reg.regularizers.dropblock import DropBlock, calibrated_gamma, drop_
 from medseg_reg.regularizers.drophead import DropHead, drop_head
 from medseg_reg.regularizers.dropkey import DropKey, drop_key
 from medseg_reg.regularizers.dropout import Dropout, SpatialDropout, spatial_dropout
+from medseg_reg.regularizers.experts import (
+    TreeDropout,
+    leaf_shares,
+    tree_dropout,
+    tree_mixture,
+)
 from medseg_reg.regularizers.focused_dropout import FocusedDropout, focused_dropout
 from medseg_reg.regularizers.guided_dropout import (
     GuidedKeyDropout,
@@ -143,6 +150,7 @@ __all__ = [
     "SpatialDropout",
     "StochasticDepth",
     "StructuralDropout",
+    "TreeDropout",
     "WeightedChannelDropout",
     "adcm",
     "adl",
@@ -172,6 +180,7 @@ __all__ = [
     "heuristic_scores",
     "kept_channels",
     "kept_patches",
+    "leaf_shares",
     "nsdropout",
     "patch_dropout",
     "patches_with_foreground",
@@ -187,6 +196,8 @@ __all__ = [
     "stochastic_depth",
     "stochastic_pool",
     "structural_dropout",
+    "tree_dropout",
+    "tree_mixture",
     "weighted_channel_dropout",
     "width_scale",
 ]

@@ -1,0 +1,10 @@
+"""Regularizers of mixtures of experts; they act on gates, which say how much an expert counts."""
+
+from medseg_reg.regularizers.experts.tree_dropout import (
+    TreeDropout,
+    leaf_shares,
+    tree_dropout,
+    tree_mixture,
+)
+
+__all__ = ["TreeDropout", "leaf_shares", "tree_dropout", "tree_mixture"]

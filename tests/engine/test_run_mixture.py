@@ -1,0 +1,86 @@
+"""A run with a mixture of experts trains, resumes, is evaluated and exported as any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from medseg_reg.config import parse_config
+from medseg_reg.engine.fit import fit
+from medseg_reg.engine.network import load_run_network
+from medseg_reg.engine.run_directory import RunDirectory
+from medseg_reg.errors import MedsegError
+from medseg_reg.inference.evaluation import evaluate
+from medseg_reg.inference.export import export_run
+from medseg_reg.networks import HierarchicalMixture
+from medseg_reg.regularizers import TreeDropout
+from tests.stores import make_store
+from tests.training import same_weights, tiny_config
+
+TREE = {"name": "unet", "channels": [4, 8], "tree_depth": 2}
+FOREIGN_TREE = {"name": "monai.BasicUNet", "features": [4, 4, 8, 8, 8, 4], "tree_depth": 2}
+DROPPED = [{"name": "tree_dropout", "p": 0.4, "schedule": "linear"}]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "store"
+    make_store(path, slices=2, size=(21, 26))
+    return path
+
+
+def train(store: Path, run: Path, network: dict[str, Any], **changes: Any) -> RunDirectory:
+    changes = {"training__epochs": 2, "regularization__architecture": DROPPED, **changes}
+    changes["evaluation"] = {"resamples": 100}
+    return fit(parse_config(tiny_config(store, run, network=network, **changes), "test"))
+
+
+@pytest.mark.parametrize("network", [TREE, FOREIGN_TREE], ids=lambda one: one["name"])
+def test_a_run_with_a_tree_is_built_again_from_its_directory_alone(
+    store: Path, tmp_path: Path, network: dict[str, Any]
+) -> None:
+    run = train(store, tmp_path / "run", network)
+    (placed,) = json.loads((run.path / "placement.json").read_text())
+    assert placed["map_size"][0] == 3
+    again = load_run_network(run)
+    layer = again.get_submodule(placed["path"])
+    assert isinstance(layer, TreeDropout)
+    assert any(isinstance(one, HierarchicalMixture) for one in again.modules())
+    assert evaluate(run)["network"]["parameters"] == sum(p.numel() for p in again.parameters())
+
+
+def test_the_rate_in_evaluation_is_that_of_the_epoch_that_was_kept(
+    store: Path, tmp_path: Path
+) -> None:
+    run = train(store, tmp_path / "run", TREE, training__epochs=3)
+    layer = next(m for m in load_run_network(run).modules() if isinstance(m, TreeDropout))
+    logged = pd.read_csv(run.path / "metrics.csv")
+    best = logged.loc[logged["val_dice"].idxmax(), "regularization.architecture.0.p"]
+    assert layer.p == pytest.approx(best, abs=1e-6)
+    assert 0 < layer.p < 0.4
+
+
+def test_the_same_seed_trains_a_tree_to_the_same_weights(store: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        train(store, tmp_path / name, TREE)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_tree_dropout_without_a_tree_is_an_error(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(MedsegError, match="no place matches 'tree_gates'"):
+        train(store, tmp_path / "run", {"name": "unet", "channels": [4, 8]})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_tree_is_exported_as_it_is_in_evaluation(store: Path, tmp_path: Path) -> None:
+    run = train(store, tmp_path / "run", TREE, training__epochs=1)
+    for form, name in (("pt2", "n.pt2"), ("onnx", "n.onnx"), ("torchscript", "n.ts")):
+        done = export_run(run, form, tmp_path / name)
+        assert done.path.exists()
+        assert done.size == "any, above 2 rows and columns"  # any
+        assert done.difference < 1e-4
