@@ -79,6 +79,16 @@ MEANINGS = {
     "classes. Of every network.",
     "network.tree_depth": "If above 0, the last convolution becomes a hierarchical mixture of "
     "2^depth experts; see [networks](networks.md#a-mixture-of-experts-as-head). Of every network.",
+    "network.experts": "For transformers of other packages: if set, feed-forward blocks become "
+    "mixtures of experts; see [networks](networks.md#experts-in-transformers).",
+    "network.experts.count": "Experts in a block.",
+    "network.experts.every": "1 for each feed-forward block, 2 for every second one, and so on.",
+    "network.experts.top": "Experts that a token meets, 1 or 2.",
+    "network.experts.capacity": "In training, the room of an expert as a multiple of its equal "
+    "share of the tokens; what finds no room skips the block. Evaluation has no limit.",
+    "network.experts.balance": "Weight of the loss that keeps the experts in balance.",
+    "network.experts.jitter": "In training, the router sees features times a factor drawn from "
+    "1 - jitter to 1 + jitter.",
     "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "

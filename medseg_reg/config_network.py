@@ -46,6 +46,31 @@ ForeignName = Literal[
 ]
 
 
+class ExpertsSpec(Closed):
+    """Sparsely gated experts in the place of feed-forward blocks of a transformer.
+
+    Attributes:
+        count: experts in a block.
+        every: 1 for every feed-forward block, 2 for every second one.
+        top: experts that a token meets.
+        capacity: room of an expert in training, as a multiple of its equal share of the tokens.
+        balance: weight of the loss that keeps experts in balance.
+        jitter: noise on what the router sees in training.
+    """
+
+    count: Annotated[int, Field(ge=2, le=64)] = 4
+    every: Positive = 2
+    top: Annotated[int, Field(ge=1, le=2)] = 1
+    capacity: Annotated[float, Field(gt=0)] = 1.0
+    balance: Annotated[float, Field(ge=0)] = 0.01
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `use_experts`."""
+        return {"experts" if key == "count" else key: value for key, value in self}
+
+
 class UNetSpec(Closed):
     """U-Net."""
 
@@ -108,6 +133,7 @@ class ForeignSpec(BaseModel):
     name: ForeignName
     head: Head = "softmax"
     tree_depth: TreeDepth = 0
+    experts: ExpertsSpec | None = None
     pretrained: Path | None = None
     pretrained_strict: bool = True
 

@@ -20,6 +20,7 @@ from medseg_reg.losses import MixedLoss
 from medseg_reg.metrics import confusion_counts, dice, iou
 from medseg_reg.networks.build import predicted_labels
 from medseg_reg.networks.guided import GuidedLogits, presence_loss
+from medseg_reg.regularizers.protocols import PenaltyGiver
 
 # Batches between two looks at the loss on an accelerator.
 CHECK_EVERY = 10
@@ -55,6 +56,7 @@ class SegmentationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.loss, self.config = network, loss, config
+        self.penalized = [m for m in network.modules() if isinstance(m, PenaltyGiver)]
         self.l1 = config.regularization.penalty.l1
         self.memory_format = choose_memory_format(
             config.training.memory_format,
@@ -122,6 +124,13 @@ class SegmentationModule(L.LightningModule):
             self.train_loss[0]
         ):
             raise MedsegError(self._not_finite(batch if on_cpu else None))
+        return self.with_penalties(loss)
+
+    def with_penalties(self, loss: Tensor) -> Tensor:
+        """Add to a loss what parts of the network ask for in this pass, and the L1 penalty."""
+        for part in self.penalized:
+            if part.penalty is not None:
+                loss, part.penalty = loss + part.penalty, None
         return loss if self.l1 == 0 else loss + self.l1_penalty()
 
     def _loss_of(self, output: Any, labels: Tensor) -> Tensor:
@@ -172,7 +181,7 @@ class SegmentationModule(L.LightningModule):
             self.log(name, value, prog_bar=name == "val_dice")
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss (without the penalty), the learning rate and the penalty."""
+        """Log the mean loss (without penalties), the learning rate and the penalty."""
         loss = self._over_processes(self.train_loss)
         self.epoch_scores["train_loss"] = float(loss[0] / loss[1])
         self.epoch_scores["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]

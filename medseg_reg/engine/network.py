@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from medseg_reg.config import Config
+from medseg_reg.config_network import ForeignSpec
 from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.engine.checkpoint import load_weights
 from medseg_reg.engine.layer_memory import load_memory
@@ -31,6 +32,8 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
     """
     spec = config.network
     arguments: dict[str, Any] = spec.arguments
+    if isinstance(spec, ForeignSpec) and spec.experts is not None:
+        arguments["experts"] = spec.experts.arguments
     network = build_network(
         in_channels=facts.channels,
         classes=len(facts.classes),

@@ -220,7 +220,7 @@ class Tokens(Attentions):
         short = min((0, 1), key=lambda i: sum(map(_works, work[i])))
         if any(map(_works, work[short])):
             return None
-        reads = (s.inputs[0].shape[-1] for s in work[1 - short] if isinstance(s.module, nn.Linear))
+        reads = (s.inputs[0].shape[-1] for s in work[1 - short] if s.kind == kinds.LINEAR)
         return inputs[1 - short] if shape[-1] in reads else None
 
 

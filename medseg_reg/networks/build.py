@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from medseg_reg.networks.attention_unet import AttentionUNet
 from medseg_reg.networks.foreign import ForeignNetwork, build_foreign
 from medseg_reg.networks.mixture import mix_head
 from medseg_reg.networks.shapes import run_on_shape
+from medseg_reg.networks.sparse_experts import use_experts
 from medseg_reg.networks.unet import UNet
 from medseg_reg.networks.unet3plus import UNet3Plus
 
@@ -32,6 +33,7 @@ def build_network(
     head: str,
     name: str = "unet",
     tree_depth: int = 0,
+    experts: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> Network:
     """Build the 2-D network of a run, with new weights.
@@ -43,11 +45,13 @@ def build_network(
         name: one of `OWN` or of `foreign.FOREIGN`.
         tree_depth: depth of the hierarchical mixture of experts that the last convolution becomes;
             0 leaves it a convolution.
+        experts: arguments of `use_experts`; None leaves feed-forward blocks as they are.
         arguments: what else the network takes.
 
     Raises:
         MedsegError: a sigmoid head for more than two classes, a foreign network that cannot be
-            built with these arguments, or one whose last convolution cannot become a mixture.
+            built with these arguments, or one whose last convolution or feed-forward blocks
+            cannot become mixtures.
     """
     if head == "sigmoid" and classes != 2:
         raise MedsegError(
@@ -61,6 +65,8 @@ def build_network(
             network = build_foreign(name, in_channels, outputs, arguments)
         except ValueError as error:
             raise MedsegError(f"network: {error}.") from None
+    if experts is not None:
+        use_experts(network, (1, in_channels, *usual_size(network)), name, **experts)
     if tree_depth:
         mix_head(network, (1, in_channels, *usual_size(network)), outputs, tree_depth, name)
     return network

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["LabelReader", "LabelTaker", "StepTaker"]
+__all__ = ["LabelReader", "LabelTaker", "PenaltyGiver", "StepTaker"]
 
 
 @runtime_checkable
@@ -28,6 +28,17 @@ class StepTaker(Protocol):
     p: float
     taking_part: bool | None
     magnified_weight_decay: float | None
+
+
+@runtime_checkable
+class PenaltyGiver(Protocol):
+    """A part of a network that asks for a term of the loss which the labels know nothing of.
+
+    Attributes:
+        penalty: a scalar that the last training pass gave, to be added to the loss; None for none.
+    """
+
+    penalty: Tensor | None
 
 
 @runtime_checkable

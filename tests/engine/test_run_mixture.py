@@ -8,21 +8,34 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from medseg_reg.config import parse_config
 from medseg_reg.engine.fit import fit
+from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.evaluation import evaluate
 from medseg_reg.inference.export import export_run
-from medseg_reg.networks import HierarchicalMixture
+from medseg_reg.losses import MixedLoss
+from medseg_reg.networks import HierarchicalMixture, SparseExperts
 from medseg_reg.regularizers import TreeDropout
 from tests.stores import make_store
 from tests.training import same_weights, tiny_config
 
 TREE = {"name": "unet", "channels": [4, 8], "tree_depth": 2}
 FOREIGN_TREE = {"name": "monai.BasicUNet", "features": [4, 4, 8, 8, 8, 4], "tree_depth": 2}
+EXPERTS = {
+    "name": "monai.UNETR",
+    "img_size": 32,
+    "hidden_size": 24,
+    "mlp_dim": 48,
+    "num_heads": 2,
+    "feature_size": 4,
+    "experts": {"count": 3, "every": 4, "balance": 0.1},
+}
 DROPPED = [{"name": "tree_dropout", "p": 0.4, "schedule": "linear"}]
 
 
@@ -83,4 +96,52 @@ def test_a_tree_is_exported_as_it_is_in_evaluation(store: Path, tmp_path: Path) 
         done = export_run(run, form, tmp_path / name)
         assert done.path.exists()
         assert done.size == "any, above 2 rows and columns"  # any
+        assert done.difference < 1e-4
+
+
+# Sparsely gated experts
+
+
+def train_experts(store: Path, run: Path, **changes: Any) -> RunDirectory:
+    layers = [{"name": "dropout", "places": "head", "p": 0.1}]
+    changes = {"regularization__architecture": layers, "training__epochs": 1, **changes}
+    return train(store, run, EXPERTS, data__image={"size": [32, 32]}, **changes)
+
+
+def test_a_run_with_sparse_experts_is_built_again_and_evaluated(
+    store: Path, tmp_path: Path
+) -> None:
+    run = train_experts(store, tmp_path / "run")
+    again = load_run_network(run)
+    blocks = [m for m in again.modules() if isinstance(m, SparseExperts)]
+    assert [(len(b.experts), b.balance) for b in blocks] == [(3, 0.1)] * 3
+    assert evaluate(run)["network"]["parameters"] == sum(p.numel() for p in again.parameters())
+
+
+def test_the_same_seed_trains_sparse_experts_to_the_same_weights(
+    store: Path, tmp_path: Path
+) -> None:
+    for name in "ab":
+        train_experts(store, tmp_path / name)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_experts_ask_for_is_added_to_the_loss_once() -> None:
+    network, x = SparseExperts(nn.Linear(4, 4), 4, balance=0.5), torch.rand(2, 6, 4)
+    content = tiny_config(Path("s"), Path("r"))
+    owner = SegmentationModule(network, MixedLoss(), parse_config(content, "test"), ["a"], 2)
+    network(x)
+    loss, asked = torch.tensor(1.0), network.penalty
+    assert asked is not None
+    assert torch.equal(owner.with_penalties(loss), loss + asked)
+    assert network.penalty is None
+    assert torch.equal(owner.with_penalties(loss), loss)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_sparse_experts_are_exported(store: Path, tmp_path: Path) -> None:
+    run = train_experts(store, tmp_path / "run")
+    for form, name in (("pt2", "n.pt2"), ("onnx", "n.onnx"), ("torchscript", "n.ts")):
+        done = export_run(run, form, tmp_path / name)
+        assert done.size == (32, 32)
         assert done.difference < 1e-4
