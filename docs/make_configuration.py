@@ -89,6 +89,8 @@ MEANINGS = {
     "network.experts.balance": "Weight of the loss that keeps the experts in balance.",
     "network.experts.jitter": "In training, the router sees features times a factor drawn from "
     "1 - jitter to 1 + jitter.",
+    "network.experts.exchange": "Over several processes: whether tokens travel to the one process "
+    "that computes their expert. The network and its gradients are the same.",
     "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "

@@ -107,6 +107,24 @@ attention of their own: there [guided_key_dropout](guided_key_dropout.md) is the
 
 The layer is a child of the module that hands the weights on, so no block is wrapped and no weight
 changes its name.""",
+    "gating_dropout": """\
+```yaml
+network:
+  name: monai.UNETR
+  img_size: 96
+  experts: {count: 4, exchange: true}
+regularization:
+  architecture:
+    - {name: gating_dropout, p: 0.3}
+```
+
+Checked with two processes over gloo: both toss the same coins; a step that takes part makes no
+all-to-all where the others make three there and two back; answers and gradients with the exchange
+are those without it. The exchange costs time and saves no memory, because every process holds all
+weights: it is for those who want to measure what the paper measured.
+
+The picture above shows the layer on a map that is not one of gates, with one sample and two virtual
+machines; in a network it goes to `routing` alone.""",
     "heuristic_dropout": """\
 At usual scales of a map the term k / V decides, and the entropy hardly counts. The table of the
 paper agrees with k = 2, the value fixed in its code; its text finds 3 slightly better on average.

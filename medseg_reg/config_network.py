@@ -56,6 +56,7 @@ class ExpertsSpec(Closed):
         capacity: room of an expert in training, as a multiple of its equal share of the tokens.
         balance: weight of the loss that keeps experts in balance.
         jitter: noise on what the router sees in training.
+        exchange: whether, over several processes, tokens travel to the process of their expert.
     """
 
     count: Annotated[int, Field(ge=2, le=64)] = 4
@@ -64,6 +65,7 @@ class ExpertsSpec(Closed):
     capacity: Annotated[float, Field(gt=0)] = 1.0
     balance: Annotated[float, Field(ge=0)] = 0.01
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    exchange: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@
 | `block_residual` | all that a transformer block adds to its tokens |
 | `tokens` | what goes into the first of several transformer blocks |
 | `tree_gates` | the gates of a hierarchical mixture of experts |
+| `routing` | the gates of sparsely gated experts |
 """
 
 from __future__ import annotations

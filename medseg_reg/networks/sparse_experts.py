@@ -20,6 +20,8 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import kinds
 from medseg_reg.insertion.slots import PartSlot
 from medseg_reg.networks.shapes import run_on_shape
+from medseg_reg.regularizers import GatingDropout
+from medseg_reg.regularizers.experts.exchange import all_to_all, exchange_counts, machine
 from medseg_reg.regularizers.experts.routing import (
     Assignments,
     assign,
@@ -40,7 +42,15 @@ class SparseExperts(nn.Module):
     that the answer for an image does not depend on the others in its batch; published is a limit
     of twice the share. Gates are computed in float32.
 
-    Place: `routing`, on the gates (B, experts, tokens).
+    Place: `routing`, on the gates (B, experts, tokens); it is where `GatingDropout` goes. Where
+    that layer closes all gates, no expert is run.
+
+    Under data-parallel training every process has all weights. By default each computes its own
+    tokens. With ``exchange`` every expert is computed by one process, to which the others send
+    their tokens by all-to-all, in training alone: the same network, trained with the same
+    gradients, as on machines of which each holds its own experts. Weights of experts then get
+    their gradient in one process, and the averaging of gradients does the rest. A step in which
+    `GatingDropout` takes part makes no all-to-all.
 
     Args:
         feed_forward: the block, from (..., width) to (..., width); experts are copies of it whose
@@ -51,6 +61,7 @@ class SparseExperts(nn.Module):
         capacity: room of an expert in training, as a multiple of its equal share; published 1.
         balance: weight of `balance_loss` in the training.
         jitter: in training the router sees x times a factor drawn from 1 - jitter to 1 + jitter.
+        exchange: whether tokens travel to the process of their expert.
 
     Attributes:
         penalty: what a training pass adds to the loss: balance * balance_loss; else None.
@@ -74,6 +85,7 @@ class SparseExperts(nn.Module):
         capacity: float = 1.0,
         balance: float = 0.01,
         jitter: float = 0.01,
+        exchange: bool = False,
     ) -> None:
         super().__init__()
         if experts < 2 or top not in (1, 2):
@@ -85,6 +97,7 @@ class SparseExperts(nn.Module):
             )
         self.width, self.top, self.capacity = width, top, float(capacity)
         self.balance, self.jitter = float(balance), float(jitter)
+        self.exchange = bool(exchange)
         like = next(feed_forward.parameters())
         self.router = nn.Linear(width, experts, bias=False, device=like.device, dtype=like.dtype)
         self.experts = nn.ModuleList(_shuffled(feed_forward) for _ in range(experts))
@@ -97,8 +110,31 @@ class SparseExperts(nn.Module):
         self.penalty = None
         if self.training and torch.is_grad_enabled() and self.balance > 0:
             self.penalty = self.balance * balance_loss(gates.transpose(1, 2).flatten(0, 1))
-        gates = self.routing(gates).transpose(1, 2).flatten(0, 1)
-        return self._mixed(x.reshape(-1, self.width), gates).view(x.shape)
+        layer, acting = self._gating(x.device)
+        gates = self._routed(gates, layer, acting)
+        if acting and layer is not None and layer.mode == "gate_expert_drop":
+            return torch.zeros_like(x)
+        tokens = x.reshape(-1, self.width)
+        return self._mixed(tokens, gates.transpose(1, 2).flatten(0, 1), acting).view(x.shape)
+
+    def _gating(self, device: torch.device) -> tuple[GatingDropout | None, bool]:
+        """Return the layer that may keep tokens at home, and whether it does in this pass."""
+        layers = [layer for layer in self.routing if isinstance(layer, GatingDropout)]
+        if not layers:
+            return None, False
+        return layers[0], layers[0].decide(device)
+
+    def _routed(self, gates: Tensor, layer: GatingDropout | None, acting: bool) -> Tensor:
+        """Run the layers on the gates, with one coin for the gates and for what follows."""
+        if layer is None:
+            routed: Tensor = self.routing(gates)
+            return routed
+        before, layer.taking_part = layer.taking_part, acting
+        try:
+            routed = self.routing(gates)
+        finally:
+            layer.taking_part = before
+        return routed
 
     def gates(self, x: Tensor) -> Tensor:
         """Return how much each expert is chosen for each token, (B, experts, tokens), float32."""
@@ -112,24 +148,51 @@ class SparseExperts(nn.Module):
             logits = functional.linear(tokens, self.router.weight.float())
         return torch.softmax(logits, dim=-1).transpose(1, 2)
 
-    def _mixed(self, tokens: Tensor, gates: Tensor) -> Tensor:
+    def _mixed(self, tokens: Tensor, gates: Tensor, at_home: bool) -> Tensor:
         if _needs_fixed_shapes():
             return self._mixed_densely(tokens, gates)
         if tokens.is_meta:
             return self._mixed_evenly(tokens)
         room = None
         if self.training:
-            room = expert_capacity(len(tokens), len(self.experts), self.top, self.capacity)
+            # At home the tokens of this process have the experts of this process alone.
+            homes = min(machine()[1], len(self.experts)) if at_home else 1
+            room = expert_capacity(len(tokens), len(self.experts), self.top, self.capacity * homes)
         sent = assign(gates, self.top, room)
-        answers = self._answers(tokens[sent.tokens], sent)
+        answers = self._answers(tokens[sent.tokens], sent, at_home)
         answers = answers * sent.weights.to(answers.dtype).unsqueeze(1)
         mixed = torch.zeros(len(tokens), self.width, dtype=answers.dtype, device=tokens.device)
         return mixed.index_add(0, sent.tokens, answers)
 
-    def _answers(self, tokens: Tensor, sent: Assignments) -> Tensor:
+    def _answers(self, tokens: Tensor, sent: Assignments, at_home: bool) -> Tensor:
         """Return what each expert says to the tokens sent to it, which are sorted by expert."""
-        counts = torch.bincount(sent.experts, minlength=len(self.experts)).tolist()
-        return self.run(tokens, range(len(self.experts)), counts)
+        counts = torch.bincount(sent.experts, minlength=len(self.experts))
+        rank, world = machine()
+        # Without gradients one process may be looking at the network alone.
+        together = self.training and torch.is_grad_enabled() and world > 1
+        if self.exchange and together and not at_home:
+            return self._answers_from_others(tokens, counts, rank, world)
+        return self.run(tokens, range(len(self.experts)), counts.tolist())
+
+    def _answers_from_others(self, tokens: Tensor, counts: Tensor, rank: int, world: int) -> Tensor:
+        """Send tokens to the processes of their experts, and get their answers back."""
+        total = len(self.experts)
+        if total < world:
+            raise ValueError(f"exchange: {total} experts for {world} processes; give one to each")
+        owner = torch.arange(total, device=counts.device) * world // total
+        own = (owner == rank).nonzero().squeeze(1).tolist()
+        sent = torch.zeros(world, dtype=counts.dtype, device=counts.device)
+        sent.index_add_(0, owner, counts)
+        coming = exchange_counts(counts, torch.bincount(owner).tolist(), len(own))
+        going, received = sent.tolist(), coming.sum(1).tolist()
+        arrived = all_to_all(tokens, going, received)
+        # They come sorted by sender, and by expert within; experts want theirs together.
+        number = torch.arange(len(own), device=counts.device).repeat(world)
+        order = number.repeat_interleave(coming.flatten()).argsort(stable=True)
+        answers = self.run(arrived[order], own, coming.sum(0).tolist())
+        # Under autocast a process that nobody asks would have answers of another type.
+        answers = answers.to(tokens.dtype)
+        return all_to_all(answers[order.argsort()], received, going)
 
     def run(self, tokens: Tensor, experts: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Return the answers of experts to tokens, the first counts[0] for the first, and so on."""
@@ -163,7 +226,7 @@ class SparseExperts(nn.Module):
         """Name the arguments."""
         return (
             f"width={self.width}, top={self.top}, capacity={self.capacity:g}, "
-            f"balance={self.balance:g}, jitter={self.jitter:g}"
+            f"balance={self.balance:g}, jitter={self.jitter:g}, exchange={self.exchange}"
         )
 
 
@@ -192,6 +255,7 @@ def use_experts(
     capacity: float = 1.0,
     balance: float = 0.01,
     jitter: float = 0.01,
+    exchange: bool = False,
 ) -> list[str]:
     """Turn every second feed-forward block, or every n-th, of a network into `SparseExperts`.
 
@@ -209,6 +273,7 @@ def use_experts(
         capacity: see there.
         balance: see there.
         jitter: see there.
+        exchange: see there.
 
     Returns:
         The paths of the blocks, in the order in which they run.
@@ -227,7 +292,7 @@ def use_experts(
     for path in chosen:
         block = network.get_submodule(path)
         width = next(m.in_features for m in block.modules() if isinstance(m, nn.Linear))
-        mixture = SparseExperts(block, width, experts, top, capacity, balance, jitter)
+        mixture = SparseExperts(block, width, experts, top, capacity, balance, jitter, exchange)
         mixture.train(block.training)
         parent, _, child = path.rpartition(".")
         setattr(network.get_submodule(parent), child, mixture)

@@ -28,6 +28,7 @@
 | ``adcm`` | `ADCM` | channels and positions of low attention (a reconstruction) |
 | ``nsdropout`` | `NSDropout` | per class, channels that respond more than in validation |
 | ``tree_dropout`` | `TreeDropout` | left subtrees of a hierarchical mixture of experts |
+| ``gating_dropout`` | `GatingDropout` | in some steps, the gates to experts of other machines |
 
 Use one directly (``HeuristicDropout(p=0.1)``) or by name (``build("heuristic_dropout", p=0.1)``).
 """
@@ -72,7 +73,10 @@ from medseg_reg.regularizers.drophead import DropHead, drop_head
 from medseg_reg.regularizers.dropkey import DropKey, drop_key
 from medseg_reg.regularizers.dropout import Dropout, SpatialDropout, spatial_dropout
 from medseg_reg.regularizers.experts import (
+    GatingDropout,
     TreeDropout,
+    gating_dropout,
+    home_experts,
     leaf_shares,
     tree_dropout,
     tree_mixture,
@@ -138,6 +142,7 @@ __all__ = [
     "DropPath",
     "Dropout",
     "FocusedDropout",
+    "GatingDropout",
     "GuidedKeyDropout",
     "GuidedResidualDropout",
     "HeuristicDropout",
@@ -173,11 +178,13 @@ __all__ = [
     "drop_path",
     "drop_probability",
     "focused_dropout",
+    "gating_dropout",
     "guided_key_dropout",
     "guided_rates",
     "guided_residual_dropout",
     "heuristic_dropout",
     "heuristic_scores",
+    "home_experts",
     "kept_channels",
     "kept_patches",
     "leaf_shares",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from medseg_reg.config import parse_config
@@ -21,9 +23,10 @@ from medseg_reg.inference.evaluation import evaluate
 from medseg_reg.inference.export import export_run
 from medseg_reg.losses import MixedLoss
 from medseg_reg.networks import HierarchicalMixture, SparseExperts
-from medseg_reg.regularizers import TreeDropout
+from medseg_reg.regularizers import GatingDropout, TreeDropout
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config
+from tests.test_resume import kill_again_and_again
+from tests.training import command, same_weights, tiny_config, write_config
 
 TREE = {"name": "unet", "channels": [4, 8], "tree_depth": 2}
 FOREIGN_TREE = {"name": "monai.BasicUNet", "features": [4, 4, 8, 8, 8, 4], "tree_depth": 2}
@@ -103,7 +106,7 @@ def test_a_tree_is_exported_as_it_is_in_evaluation(store: Path, tmp_path: Path) 
 
 
 def train_experts(store: Path, run: Path, **changes: Any) -> RunDirectory:
-    layers = [{"name": "dropout", "places": "head", "p": 0.1}]
+    layers = [{"name": "gating_dropout", "p": 0.5, "schedule": "cosine"}]
     changes = {"regularization__architecture": layers, "training__epochs": 1, **changes}
     return train(store, run, EXPERTS, data__image={"size": [32, 32]}, **changes)
 
@@ -115,6 +118,9 @@ def test_a_run_with_sparse_experts_is_built_again_and_evaluated(
     again = load_run_network(run)
     blocks = [m for m in again.modules() if isinstance(m, SparseExperts)]
     assert [(len(b.experts), b.balance) for b in blocks] == [(3, 0.1)] * 3
+    assert all(isinstance(b.routing[0], GatingDropout) for b in blocks)
+    placed = json.loads((run.path / "placement.json").read_text())
+    assert [one["map_size"] for one in placed] == [[3, 4]] * 3
     assert evaluate(run)["network"]["parameters"] == sum(p.numel() for p in again.parameters())
 
 
@@ -145,3 +151,83 @@ def test_sparse_experts_are_exported(store: Path, tmp_path: Path) -> None:
         done = export_run(run, form, tmp_path / name)
         assert done.size == (32, 32)
         assert done.difference < 1e-4
+
+
+def test_gating_dropout_without_experts_is_an_error(store: Path, tmp_path: Path) -> None:
+    layers = [{"name": "gating_dropout"}]
+    plain = {key: value for key, value in EXPERTS.items() if key != "experts"}
+    with pytest.raises(MedsegError, match="no place matches 'routing'"):
+        train(
+            store,
+            tmp_path / "run",
+            plain,
+            regularization__architecture=layers,
+            data__image={"size": [32, 32]},
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_blocks_of_a_step_get_one_coin_from_the_engine(store: Path, tmp_path: Path) -> None:
+    coins: list[list[bool]] = []
+    layers = [{"name": "gating_dropout", "p": 0.5}]
+    original = GatingDropout.decide
+
+    def noted(layer: GatingDropout, device: torch.device) -> bool:
+        acting = original(layer, device)
+        if layer.training:
+            assert layer.taking_part is not None or not torch.is_grad_enabled()
+            if torch.is_grad_enabled():
+                coins.append([acting])
+        return acting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GatingDropout, "decide", noted)
+        train_experts(
+            store, tmp_path / "run", regularization__architecture=layers, training__epochs=4
+        )
+    steps = [coins[i : i + 3] for i in range(0, len(coins), 3)]  # three blocks
+    assert all(step[0] == step[1] == step[2] for step in steps)
+    assert {step[0][0] for step in steps} == {True, False}
+
+
+GATED = {
+    "network": EXPERTS,
+    "data__image": {"size": [32, 32]},
+    "regularization__architecture": [
+        {"name": "gating_dropout", "p": 0.5, "schedule": "linear"},
+        {"name": "spatial_dropout", "places": "head", "p": 0.2},
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    "changes",
+    [GATED, {"network": TREE, "regularization__architecture": DROPPED}],
+    ids=["experts", "tree"],
+)
+def test_a_killed_run_with_a_mixture_goes_on_bit_for_bit(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changes = {**changes, "training__checkpoint_minutes": 1e-6}
+    kill_again_and_again(tmp_path, kills=2, number=signal.SIGKILL, seed=3, changes=changes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_train_alike_with_and_without_the_exchange(
+    store: Path, tmp_path: Path
+) -> None:
+    for name, exchange in (("home", False), ("away", True)):
+        network = {**EXPERTS, "experts": {"count": 4, "every": 6, "exchange": exchange}}
+        changes = {**GATED, "network": network, "training__devices": 2, "training__epochs": 2}
+        changes["training__precision"] = "32"
+        content = tiny_config(store, tmp_path / name, **changes)
+        done = command(
+            "medseg_reg.train", "--config", write_config(tmp_path / f"{name}.yaml", content)
+        )
+        assert done.returncode == 0, done.stderr
+    home, away = (load_file(tmp_path / name / "weights.safetensors") for name in ("home", "away"))
+    for key, value in home.items():
+        torch.testing.assert_close(away[key], value, atol=1e-4, rtol=1e-3, msg=key)
