@@ -37,6 +37,12 @@ def test_no_expert_gets_more_than_it_has_room_for_and_strong_gates_go_first() ->
         assert not left or came.min() >= max(g[token, expert] for token in left)
 
 
+def test_a_first_choice_goes_before_a_stronger_second_one() -> None:
+    g = torch.tensor([[0.45, 0.55, 0.0], [0.4, 0.3, 0.3]])
+    sent = assign(g, top=2, capacity=1)
+    assert sent.tokens[sent.experts == 0].tolist() == [1]
+
+
 def test_a_gate_of_zero_is_no_assignment() -> None:
     g = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
     sent = assign(g, top=2)
