@@ -269,6 +269,9 @@ def _both(keep: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return keep
     if mask.dtype is not torch.bool:
-        return mask.masked_fill(~keep, torch.finfo(mask.dtype).min)
+        both = mask.masked_fill(~keep, -torch.inf)
+        # Some networks forbid a key by -inf, others by a very low score.
+        left = (both > torch.finfo(mask.dtype).min / 2).any(-1, keepdim=True)
+        return torch.where(left, both, mask)
     both = keep & mask
     return torch.where(both.any(-1, keepdim=True), both, mask)

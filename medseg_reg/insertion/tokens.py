@@ -121,7 +121,13 @@ class Tokens(Attentions):
         if shape != exits[0].outputs[0].shape or self.flow.is_map(exits[0].outputs[0]):
             return
         problem, door = "", self.entrance(product)
-        if attention.weights is None:
+        others = {one.product.path for one in self.attentions} - {product.path}
+        if block in map(self.block, others):
+            problem = (
+                f"'{block}', the module around the attention of '{product.path}', holds other "
+                "attentions too, so it is no block of its own. Use guided_key_dropout."
+            )
+        elif attention.weights is None:
             problem = needs_weights(product.path)
         elif len(shape) != 3 or shape[1] != queries or queries != keys:
             problem = (

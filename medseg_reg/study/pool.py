@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from medseg_reg.errors import MedsegError
 from medseg_reg.study import worker
 
 POLL_SECONDS = 0.05
+# Stands in a log before each attempt: what lies before it is no reason of this one's end.
+ATTEMPT = "== a run begins\n"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class LocalPool:
         gpu = self._free.pop(0)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
+            log.write(ATTEMPT.encode())
+            log.flush()
             process = subprocess.Popen(
                 job.command,
                 stdin=subprocess.PIPE,
@@ -125,11 +130,20 @@ def _close(process: subprocess.Popen[Any]) -> None:
 def visible_gpus(count: int, visible: str | None) -> Sequence[str]:
     """Return the names of the first GPUs of those that this process may use.
 
-    Where fewer are listed than asked for, the rest is counted up, and a run that gets one that
-    does not exist says so.
+    Without a list they are counted up, and a run that gets one that does not exist says so.
+
+    Raises:
+        MedsegError: the list has fewer: the others are hidden, or are somebody else's.
 
     >>> visible_gpus(2, None), visible_gpus(2, "4,5,6")
     (['0', '1'], ['4', '5'])
     """
-    listed = [name.strip() for name in (visible or "").split(",") if name.strip()]
-    return listed[:count] if len(listed) >= count else [str(number) for number in range(count)]
+    if visible is None:
+        return [str(number) for number in range(count)]
+    listed = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    if len(listed) < count:
+        raise MedsegError(
+            f"gpus: {count} are asked for, but CUDA_VISIBLE_DEVICES shows {len(listed)} "
+            f"('{visible}'). Ask for {len(listed)}, or show more."
+        )
+    return listed[:count]

@@ -128,6 +128,8 @@ def run_command(
         return EXIT_INTERRUPTED
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with Path(log).open("ab") as output:
+        output.write(b"== a run begins\n")  # see pool.ATTEMPT; this function travels alone
+        output.flush()
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -18,7 +18,7 @@ from medseg_reg.errors import EXIT_INTERRUPTED, Interrupted, MedsegError
 from medseg_reg.files import read_json, replacing, write_text
 from medseg_reg.study import worker
 from medseg_reg.study.grid import Cell
-from medseg_reg.study.pool import Job, Pool
+from medseg_reg.study.pool import ATTEMPT, Job, Pool
 from medseg_reg.study.spec import StudySpec
 
 FAILURE_COLUMNS = ("dataset", "network", "method", "seed", "part", "exit_code", "error", "log")
@@ -165,7 +165,7 @@ def last_error(log: Path, code: int) -> str:
         return f"killed by {name}{hint}"
     lines = []
     if log.exists():
-        text = log.read_bytes()[-20_000:].decode(errors="replace")
+        text = log.read_bytes()[-20_000:].decode(errors="replace").rpartition(ATTEMPT)[2]
         lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"ended with exit code {code} and said nothing"])[-1][:500]

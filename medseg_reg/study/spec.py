@@ -214,6 +214,12 @@ class StudySpec(Closed):
         return self
 
     @model_validator(mode="after")
+    def _the_headline_is_there(self) -> StudySpec:
+        if "dice" not in self.metrics:
+            raise ValueError("metrics: DICE is the headline of the report; add 'dice'")
+        return self
+
+    @model_validator(mode="after")
     def _runs_keep_their_places(self) -> StudySpec:
         # Set by the grid for each run; given here, they would silently do nothing.
         groups = [self.overrides, *(one.overrides for one in self.datasets.values())]

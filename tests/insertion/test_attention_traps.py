@@ -11,6 +11,7 @@ from torch import nn
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import find_places, insert, place
+from medseg_reg.insertion.hooks import _both
 from medseg_reg.networks import UNet
 from tests.insertion.transformers import SWIN, TRANSFORMERS
 from tests.insertion.zoo import monai, smp, timm
@@ -191,3 +192,37 @@ def test_what_no_module_hands_on_is_no_place() -> None:
     network = Bare(True, True)
     assert insert(network, "drop_key", example=IMAGE)[0].path == "softmax.regularizer"
     assert insert(network, "drop_head", example=IMAGE)[0].path == "proj.regularizer"
+
+
+class Inline(nn.Module):
+    """A block that computes its attention itself, by no module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(12), nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.qkv(self.norm(x)).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        weights = (heads[0] @ heads[1].transpose(-2, -1)).softmax(-1)
+        return x + self.out((weights @ heads[2]).transpose(1, 2).flatten(2))
+
+
+class InlineBlocks(Patches):
+    """Several of them in a sequence, which is then the module around each attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(Inline(), Inline())
+
+
+def test_several_attentions_in_one_module_are_no_block_to_skip() -> None:
+    said = refused(InlineBlocks(), "guided_residual_dropout")
+    assert "'block', the module around the attention of 'block.0', holds other attentions" in said
+
+
+@pytest.mark.parametrize("forbidden", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_row_of_which_nothing_is_left_keeps_the_mask_of_scores(forbidden: float) -> None:
+    mask = torch.tensor([[0.0, 2.0, forbidden], [0.0, forbidden, forbidden]])
+    keep = torch.tensor([[True, False, True], [False, True, True]])
+    found = _both(keep, mask).softmax(-1)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0, 0], [1, 0, 0]]))

@@ -47,7 +47,7 @@ def test_a_process_gets_its_threads_and_its_gpu(tmp_path, monkeypatch):
     for number in range(4):
         pool.start(job(f"{number}", code, tmp_path))
     assert set(ended(pool, 4).values()) == {0}
-    said = sorted((tmp_path / "logs" / f"{n}.log").read_text().strip() for n in range(4))
+    said = sorted((tmp_path / "logs" / f"{n}.log").read_text().splitlines()[-1] for n in range(4))
     assert said == ["3 GPU-a", "3 GPU-a", "3 GPU-b", "3 GPU-b"]
 
 
@@ -109,3 +109,19 @@ def test_a_failure_is_told_by_its_last_error(tmp_path):
     assert last_error(log, 1) == "ZeroDivisionError: division by zero"
     assert last_error(tmp_path / "none", 1) == "ended with exit code 1 and said nothing"
     assert last_error(log, -9).startswith("killed by SIGKILL")
+
+
+def test_an_error_of_an_earlier_attempt_is_not_that_of_this_one(tmp_path):
+    pool = LocalPool(1, 1)
+    for number, text in enumerate(("error: the store is missing.", "RuntimeError: out of memory")):
+        program = f"import sys; print({text!r}); sys.exit({number + 1})"
+        job = Job("one", (sys.executable, "-c", program), tmp_path / "log")
+        pool.start(job)
+        assert last_error(job.log, ended(pool, 1)["one"]) == text
+
+
+@pytest.mark.parametrize("visible", ["4", "", "-1"])
+def test_hidden_gpus_are_not_taken(visible, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(MedsegError, match="gpus: 2 are asked for, but CUDA_VISIBLE_DEVICES shows"):
+        LocalPool(2, 1, gpus=2)

@@ -38,6 +38,7 @@ def file(tmp_path: Path) -> Path:
         ("seeds=[1, 1]", r"seeds: one number stands there twice"),
         ("seeds=0", r"'seeds'"),
         ("metrics=[dise]", r"'metrics.0'.*Did you mean 'dice'"),
+        ("metrics=[hd95]", r"DICE is the headline of the report; add 'dice'"),
         ("equal_rates=1", r"'equal_rates': input should be less than 1"),
         ("workers=yes", r"a switch is no number"),
         ("methods={none: [], 'a b': []}", r"a b"),
