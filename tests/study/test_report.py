@@ -17,8 +17,10 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.study.report import write_report
 from medseg_reg.study.report.comparing import compare_all
 from medseg_reg.study.report.panels import choose_cases, compare_labels
+from medseg_reg.study.report.provenance import runs
 from medseg_reg.study.report.source import Source
 from medseg_reg.study.report.sweeps import find_sweeps
+from medseg_reg.study.report.tables import measures
 from medseg_reg.study.report.words import summarize
 from medseg_reg.study.statistics import is_supported
 from tests.study.made_study import GROUPS, METHODS, make_study, write_run, write_study
@@ -364,3 +366,19 @@ def test_no_half_written_page_is_left(
         write_report(path)
     assert (path / "report.html").read_text("utf-8") == "before"
     assert not (path / "tables").exists()
+
+
+def test_one_method_has_one_dice_on_the_page_where_classes_lack_values(
+    small: Callable[[], Path],
+) -> None:
+    path = small()
+    table = pd.read_csv(path / "results.csv")
+    second = table.assign(**{"class": "second", "value": table["value"] / 2})
+    second.loc[second["case"].isin(["case_01", "case_05"]), "value"] = float("nan")
+    pd.concat([table, second]).to_csv(path / "results.csv", index=False)
+    source = Source.read(path)
+    compared = compare_all(source, resamples=200).dice.set_index(["dataset", "network", "method"])
+    shown = measures(source).frame.set_index(["dataset", "network", "method"])["dice"]
+    pd.testing.assert_series_equal(shown, compared["mean"], check_names=False)
+    listed = runs(source).frame.groupby(["dataset", "network", "method"])["dice"].mean()
+    np.testing.assert_allclose(listed.reindex(shown.index), shown)

@@ -17,13 +17,13 @@ from medseg_reg.study.report.tables import (
     score,
     words,
 )
+from medseg_reg.study.statistics import group_scores
 
 
 def runs(source: Source) -> Table:
     """Return one row a run, with its split and its cost."""
     dice = source.results[source.results["metric"] == "dice"]
-    means = dice.groupby(["run", "group"], sort=False)["value"].mean()
-    means = means.groupby("run", sort=False).mean()
+    means = group_scores(dice, ["run"]).groupby("run", sort=False).mean()
     rows = []
     for one in source.runs.to_dict("records"):
         environment = source.file(one["run"], "environment.json") or {}

@@ -12,6 +12,7 @@ import yaml
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json
+from medseg_reg.study.statistics import group_scores
 
 COLUMNS = (
     *("dataset", "network", "method", "seed", "split", "run", "case", "group", "class"),
@@ -32,7 +33,6 @@ METRICS = {
     "volume_difference_ml": "volume difference (ml)",
     "ece": "ECE",
 }
-LESS_IS_BETTER = ("hd95", "assd", "ece", "volume_difference", "volume_difference_ml")
 
 Pair = tuple[str, str]
 
@@ -149,9 +149,8 @@ class Source:
         return r[(r["dataset"] == pair[0]) & (r["network"] == pair[1]) & (r["metric"] == metric)]
 
     def scores(self, pair: Pair, metric: str = "dice") -> pd.DataFrame:
-        """Return method, seed, group, value: a patient's mean over classes and cases in a seed."""
-        keys = ["method", "seed", "group"]
-        return self.of(pair, metric).groupby(keys, sort=False)["value"].mean().reset_index()
+        """Return method, seed, group, value: a patient's mean over cases, then over classes."""
+        return group_scores(self.of(pair, metric), ["method", "seed"]).reset_index()
 
     def ordered(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of a table in the order of scores, data sets, networks and methods."""

@@ -14,7 +14,7 @@ import pandas as pd
 from medseg_reg.files import replacing, write_text
 from medseg_reg.study.report.comparing import ALPHA
 from medseg_reg.study.report.source import METRICS, Source
-from medseg_reg.study.statistics import is_supported
+from medseg_reg.study.statistics import group_scores, is_supported
 
 NOTHING = "–"  # noqa: RUF001
 
@@ -229,7 +229,9 @@ def measures(source: Source) -> Table:
     sides = table["metric"].str.startswith("volume_difference")
     table.loc[sides, "value"] = table.loc[sides, "value"].abs()
     keys = ["dataset", "network", "method"]
-    groups = table.groupby([*keys, "metric", "seed", "group"], sort=False)["value"].mean()
+    groups = group_scores(table, [*keys, "metric", "seed"])
+    # As the statistics: over seeds, then over patients.
+    groups = groups.groupby([*keys, "metric", "group"], sort=False).mean()
     means = groups.groupby([*keys, "metric"], sort=False).mean().unstack("metric")
     frame = source.ordered(means[list(source.metrics)].reset_index())
     shown = {m: (METRICS.get(m, m).replace("volume", "|volume|"), score) for m in source.metrics}

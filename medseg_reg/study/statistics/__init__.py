@@ -18,7 +18,7 @@ from medseg_reg.study.statistics.hierarchical import Estimate, Resamples, hierar
 from medseg_reg.study.statistics.paired import holm, rank_biserial, signed_rank
 from medseg_reg.study.statistics.power import detectable_difference, seeds_needed
 from medseg_reg.study.statistics.ranking import rank
-from medseg_reg.study.statistics.table import METRICS, balanced, lower_is_better
+from medseg_reg.study.statistics.table import METRICS, balanced, group_scores, lower_is_better
 from medseg_reg.study.statistics.words import is_supported, verdict
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "balanced",
     "compare",
     "detectable_difference",
+    "group_scores",
     "hierarchical_interval",
     "holm",
     "is_supported",

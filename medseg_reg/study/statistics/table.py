@@ -83,6 +83,18 @@ class Block:
         return nan_mean(means.reshape(*shape, groups, self.classes), axis=-1)
 
 
+def group_scores(rows: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Return the score of each group within `keys`, as `Block.scores` has it.
+
+    Args:
+        rows: of one metric, or with `metric` among the keys.
+        keys: columns beside the group; with `seed` among them one score a seed.
+    """
+    classes = rows.groupby([*keys, "group", "class"], sort=False)["value"].mean()
+    found: pd.Series = classes.groupby([*keys, "group"], sort=False).mean()
+    return found
+
+
 def nan_mean(values: Array, axis: int) -> Array:
     """Return means without NaN; NaN, without a warning, where nothing is left.
 
