@@ -18,7 +18,7 @@ from typing import Any
 
 from medseg_reg.errors import EXIT_INTERRUPTED, MedsegError
 from medseg_reg.study import worker
-from medseg_reg.study.pool import Job
+from medseg_reg.study.pool import ATTEMPT, Job
 from medseg_reg.study.spec import StudySpec
 
 # How often a run whose machine was lost is given to another one.
@@ -128,7 +128,7 @@ def run_command(
         return EXIT_INTERRUPTED
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with Path(log).open("ab") as output:
-        output.write(b"== a run begins\n")  # see pool.ATTEMPT; this function travels alone
+        output.write(ATTEMPT.encode())
         output.flush()
         process = subprocess.Popen(
             command,

@@ -25,7 +25,7 @@ COLUMNS = (
     *("dataset", "network", "method", "seed", "split", "run", "case", "group", "class"),
     *("metric", "value"),
 )
-COADAPTATION_COLUMNS = (*("dataset", "network", "method", "seed", "rate", "draw", "group", "dice"),)
+COADAPTATION_COLUMNS = ("dataset", "network", "method", "seed", "rate", "draw", "group", "dice")
 
 
 def write_results(study: StudySpec, cells: Sequence[Cell]) -> Path:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from medseg_reg.config import Config, parse_config
 from medseg_reg.config_base import Closed, Positive
-from medseg_reg.config_file import explain, origins, read_yaml, with_overrides
+from medseg_reg.config_file import origins, read_yaml, with_overrides
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import replacing, require_writable, write_text
@@ -31,7 +31,7 @@ from medseg_reg.study.grid import flow
 from medseg_reg.study.lock import locked
 from medseg_reg.study.pool import Job, LocalPool, Pool
 from medseg_reg.study.runner import last_error, run_jobs
-from medseg_reg.study.spec import NAME, Seed, as_seeds
+from medseg_reg.study.spec import ManyRuns, Seed, as_seeds, read_spec
 
 
 class RangeSpec(Closed):
@@ -62,12 +62,10 @@ class ChoiceSpec(Closed):
 Parameter = Annotated[ChoiceSpec | RangeSpec, BeforeValidator(_as_choice)]
 
 
-class SearchSpec(Closed):
+class SearchSpec(ManyRuns):
     """A search. `{name}` in `run` stands for its name.
 
     Attributes:
-        name: of the search.
-        run: its directory.
         config: the configuration of a run, as in configs/.
         overrides: what is changed in it for all trials.
         parameters: keys of a run's configuration, each with a list of values or a range.
@@ -78,13 +76,10 @@ class SearchSpec(Closed):
         sampler_seed: of the draws of `optuna`.
         monitor: the validation score.
         seeds: of the trainings of each trial.
-        workers: runs at a time, where there are no GPUs.
-        threads: CPU threads of each run.
-        gpus: how many GPUs are used.
-        runs_per_gpu: runs at a time on each.
+
+    The other attributes are those of `ManyRuns`.
     """
 
-    name: str = Field(pattern=NAME)
     run: str = "runs/searches/{name}"
     config: Path
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -95,10 +90,6 @@ class SearchSpec(Closed):
     sampler_seed: Seed = 0
     monitor: Literal["val_dice", "val_iou"] = "val_dice"
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_seeds)] = Field((0,), min_length=1)
-    workers: Positive = 1
-    threads: Positive = 1
-    gpus: int = Field(0, ge=0)
-    runs_per_gpu: Positive = 1
 
     @model_validator(mode="after")
     def _a_grid_has_lists(self) -> SearchSpec:
@@ -106,16 +97,6 @@ class SearchSpec(Closed):
         if self.method == "grid" and ranges:
             raise ValueError(f"{ranges[0]} is a range: a grid needs lists, or set method: optuna")
         return self
-
-    @property
-    def directory(self) -> Path:
-        """The directory of the search."""
-        return Path(self.run.replace("{name}", self.name))
-
-    @property
-    def at_a_time(self) -> int:
-        """How many runs go on at a time."""
-        return self.gpus * self.runs_per_gpu if self.gpus else self.workers
 
 
 @dataclass(frozen=True)
@@ -129,15 +110,7 @@ class Trial:
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Read the file of a search; errors name the file, the line and the key."""
-    content, lines = read_yaml(path)
-    content = with_overrides(content, overrides)
-    if not isinstance(content, dict):
-        raise MedsegError(f"{path}: holds no search, but {type(content).__name__}.")
-    try:
-        return SearchSpec.model_validate(content)
-    except ValidationError as error:
-        places = origins(path, lines, overrides)
-        raise MedsegError(explain(error, SearchSpec, str(path), places)) from None
+    return read_spec(SearchSpec, "search", path, overrides)
 
 
 def make_trial(search: SearchSpec, number: int, parameters: dict[str, Any]) -> Trial:

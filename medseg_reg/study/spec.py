@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -34,6 +34,9 @@ METRICS: tuple[Metric, ...] = (
 )
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Named = Annotated[str, Field(pattern=NAME)]
+
+
+Spec = TypeVar("Spec", bound="ManyRuns")
 
 
 def _as_dataset(value: Any) -> Any:
@@ -133,12 +136,40 @@ class CoadaptationSpec(Closed):
     seed: Seed = 0
 
 
-class StudySpec(Closed):
+class ManyRuns(Closed):
+    """What goes through many runs, several at a time. `{name}` in `run` stands for the name.
+
+    Attributes:
+        name: of the whole.
+        run: its directory.
+        workers: runs at a time, where there are no GPUs.
+        threads: CPU threads of each run.
+        gpus: how many GPUs are used; 0 trains on the CPU.
+        runs_per_gpu: runs at a time on each GPU.
+    """
+
+    name: Named
+    run: str
+    workers: Positive = 1
+    threads: Positive = 1
+    gpus: int = Field(0, ge=0)
+    runs_per_gpu: Positive = 1
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the whole."""
+        return Path(self.run.replace("{name}", self.name))
+
+    @property
+    def at_a_time(self) -> int:
+        """How many runs go on at a time."""
+        return self.gpus * self.runs_per_gpu if self.gpus else self.workers
+
+
+class StudySpec(ManyRuns):
     """A whole study. `{name}` in `run` stands for the study's name.
 
     Attributes:
-        name: of the study.
-        run: the study directory.
         datasets: by name.
         networks: by name, each with keys of the group `network`, laid over those of the data set;
             empty is the data set's own network.
@@ -150,15 +181,11 @@ class StudySpec(Closed):
         budget: equal for all runs.
         equal_rates: the rate asked for (`p`) of every layer of every method.
         overrides: keys and values for all runs.
-        workers: runs at a time, where there are no GPUs.
-        threads: CPU threads of each run.
-        gpus: how many GPUs are used; 0 trains on the CPU.
-        runs_per_gpu: runs at a time on each GPU.
+        threads: see `ManyRuns`, as the other attributes; half of the cores by default.
         metrics: the scores in results.csv, as far as a run has them.
         coadaptation: whether and how that is tested.
     """
 
-    name: Named
     run: str = "runs/studies/{name}"
     datasets: dict[Named, Annotated[DatasetSpec, BeforeValidator(_as_dataset)]] = Field(
         min_length=1
@@ -174,10 +201,7 @@ class StudySpec(Closed):
     budget: BudgetSpec = BudgetSpec()
     equal_rates: Rate | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
-    workers: Positive = 1
     threads: Positive = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
-    gpus: int = Field(0, ge=0)
-    runs_per_gpu: Positive = 1
     metrics: tuple[Metric, ...] = Field(METRICS, min_length=1)
     coadaptation: CoadaptationSpec | None = None
 
@@ -228,23 +252,24 @@ class StudySpec(Closed):
                 raise ValueError(f"overrides: '{key}' is set for each run by the study itself")
         return self
 
-    @property
-    def directory(self) -> Path:
-        """The study directory."""
-        return Path(self.run.replace("{name}", self.name))
-
-    @property
-    def at_a_time(self) -> int:
-        """How many runs go on at a time."""
-        return self.gpus * self.runs_per_gpu if self.gpus else self.workers
-
     def to_yaml(self) -> str:
         """Return the resolved study, every default written out."""
         return write_yaml(self.model_dump(mode="json"))
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
-    """Read a study file and apply overrides such as `workers=2`.
+    """Read a study file and apply overrides such as `workers=2`; errors as of `read_spec`."""
+    return read_spec(StudySpec, "study", path, overrides)
+
+
+def read_spec(model: type[Spec], what: str, path: Path, overrides: Sequence[str]) -> Spec:
+    """Read a file that describes many runs.
+
+    Args:
+        model: of the file.
+        what: the word for it in errors.
+        path: the file.
+        overrides: such as `workers=2`.
 
     Raises:
         MedsegError: the file is missing, is not YAML, or a key or value is wrong; the message
@@ -253,9 +278,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     content, lines = read_yaml(path)
     content = with_overrides(content, overrides)
     if not isinstance(content, dict):
-        raise MedsegError(f"{path}: holds no study, but {type(content).__name__}.")
+        raise MedsegError(f"{path}: holds no {what}, but {type(content).__name__}.")
     try:
-        return StudySpec.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         places = origins(path, lines, overrides)
-        raise MedsegError(explain(error, StudySpec, str(path), places)) from None
+        raise MedsegError(explain(error, model, str(path), places)) from None

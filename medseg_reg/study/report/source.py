@@ -12,13 +12,8 @@ import yaml
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json
+from medseg_reg.study.results import COADAPTATION_COLUMNS, COLUMNS
 from medseg_reg.study.statistics import group_scores
-
-COLUMNS = (
-    *("dataset", "network", "method", "seed", "split", "run", "case", "group", "class"),
-    *("metric", "value"),
-)
-COADAPTATION = ("dataset", "network", "method", "seed", "rate", "draw", "group", "dice")
 
 # How the scores are called in words, in the order in which they are shown.
 METRICS = {
@@ -79,7 +74,7 @@ class Source:
             settings,
             text,
             results,
-            _read(extra, COADAPTATION, numbers) if extra.exists() else None,
+            _read(extra, COADAPTATION_COLUMNS, numbers) if extra.exists() else None,
             _read(failures, (), ()) if failures.exists() else None,
         )
 

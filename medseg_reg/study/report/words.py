@@ -11,7 +11,7 @@ import pandas as pd
 from medseg_reg.study.report.comparing import ALPHA, Comparisons
 from medseg_reg.study.report.source import METRICS, Source
 from medseg_reg.study.report.tables import p_value, share
-from medseg_reg.study.statistics import is_supported, verdict
+from medseg_reg.study.statistics import is_supported, least_p, verdict
 
 FEW_SEEDS = 3
 CLEAR = 0.95
@@ -144,8 +144,7 @@ def _power(others: pd.DataFrame) -> Iterator[str]:
         return
     for (dataset, network), rows in others.groupby(["dataset", "network"], sort=False):
         n, tests = int(rows["groups"].min()), int(rows["p"].notna().sum())
-        # All n differences have one sign: 2 of the 2^n equally likely sign patterns.
-        least = min(1.0, 2.0 ** (1 - n) * max(tests, 1)) if n else 1.0
+        least = min(1.0, least_p(n) * max(tests, 1))
         if least >= ALPHA:
             yield (
                 f"{dataset}, {network}: with {counted(n, 'patient')} and {counted(tests, 'method')}"

@@ -15,7 +15,7 @@ It imports numpy, pandas and scipy alone.
 
 from medseg_reg.study.statistics.comparison import compare
 from medseg_reg.study.statistics.hierarchical import Estimate, Resamples, hierarchical_interval
-from medseg_reg.study.statistics.paired import holm, rank_biserial, signed_rank
+from medseg_reg.study.statistics.paired import holm, least_p, rank_biserial, signed_rank
 from medseg_reg.study.statistics.power import detectable_difference, seeds_needed
 from medseg_reg.study.statistics.ranking import rank
 from medseg_reg.study.statistics.table import METRICS, balanced, group_scores, lower_is_better
@@ -32,6 +32,7 @@ __all__ = [
     "hierarchical_interval",
     "holm",
     "is_supported",
+    "least_p",
     "lower_is_better",
     "rank",
     "rank_biserial",

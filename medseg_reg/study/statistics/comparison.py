@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medseg_reg.study.statistics.hierarchical import Resamples, hierarchical_interval
+from medseg_reg.study.statistics.hierarchical import (
+    Resamples,
+    hierarchical_interval,
+    hierarchical_intervals,
+)
 from medseg_reg.study.statistics.paired import holm, rank_biserial, signed_rank
 from medseg_reg.study.statistics.table import (
     Array,
@@ -150,7 +154,7 @@ def _against(
     # Rounded as for the test, so that ties are ties.
     difference = np.round(mine - other, 12)
     better = np.sign(-difference if less else difference) / 2 + 0.5
-    gap, together = (hierarchical_interval(difference, draws, level) for level in levels)
+    gap, together = hierarchical_intervals(difference, draws, levels)
     share = hierarchical_interval(better, draws, levels[0], (0.0, 1.0))
     of_groups = nan_mean(difference, axis=0)
     return {

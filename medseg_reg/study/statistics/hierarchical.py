@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -140,7 +141,21 @@ def hierarchical_interval(
     >>> found.low < 0.8 < found.high
     True
     """
-    require_fraction("confidence", confidence)
+    return hierarchical_intervals(values, resamples, (confidence,), bounds)[0]
+
+
+def hierarchical_intervals(
+    values: Array,
+    resamples: Resamples,
+    levels: Sequence[float],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> list[Estimate]:
+    """Return the intervals of several levels of confidence from the same resamples, drawn once.
+
+    Arguments and errors are those of `hierarchical_interval`.
+    """
+    for level in levels:
+        require_fraction("confidence", level)
     wanted = (resamples.of_seeds.shape[1], resamples.of_groups.shape[1])
     if values.shape != wanted or np.isinf(values).any():
         raise ValueError(f"values have shape {values.shape}; expected {wanted}, and no infinity")
@@ -149,14 +164,16 @@ def hierarchical_interval(
     mean = float(nan_mean(nan_mean(values, axis=0), axis=0))
     counts = (groups, seeds, int((~known).sum()))
     if groups < 3:
-        return Estimate(mean, math.nan, math.nan, *counts, "none")
+        return [Estimate(mean, math.nan, math.nan, *counts, "none") for _ in levels]
     if np.ptp(values[known]) <= 1e-12 * max(1.0, float(np.abs(values[known]).max())):
-        return Estimate(mean, mean, mean, *counts, "constant")
-    levels = (1 - confidence) / 2, (1 + confidence) / 2
-    low, high = np.nanquantile(resamples.means(values), levels)
-    k = _stretch(values[np.ix_(known.any(axis=1), known.any(axis=0))], confidence)
-    low, high = np.clip([mean + k * (low - mean), mean + k * (high - mean)], *bounds)
-    return Estimate(mean, float(low), float(high), *counts, "stretched_percentile")
+        return [Estimate(mean, mean, mean, *counts, "constant") for _ in levels]
+    drawn, found = resamples.means(values), []
+    for level in levels:
+        low, high = np.nanquantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+        k = _stretch(values[np.ix_(known.any(axis=1), known.any(axis=0))], level)
+        low, high = np.clip([mean + k * (low - mean), mean + k * (high - mean)], *bounds)
+        found.append(Estimate(mean, float(low), float(high), *counts, "stretched_percentile"))
+    return found
 
 
 def variance_of_mean(values: Array) -> tuple[float, float, float]:
