@@ -5,7 +5,9 @@
 
 The floor decodes and writes, and nothing else: DICOM by pydicom, gzip by isal, pictures by OpenCV,
 arrays by np.save; no grouping, ordering, checks, proof of a label's orientation, hashes or
-manifest. Floor and converter run in this process, in turns, on one case that is made on the fly.
+manifest. The loop beside it is what a script would have: SimpleITK for a DICOM series, nibabel for
+NIfTI, PIL for pictures, and np.save; it checks nothing either. All three run in this process, in
+turns, on one case that is made on the fly.
 The converter hashes in threads beside its reading and writing; so its wall time depends on idle
 cores, and where other work disturbs, the least of the rounds says most. The time of the processor
 counts all threads, and with them the SHA-256 of the sources and arrays, which is most of the
@@ -29,7 +31,9 @@ import cv2
 import nibabel
 import numpy as np
 import pydicom
+import SimpleITK
 from isal import igzip
+from PIL import Image
 
 from benchmarks.ratios import Row, rows_of
 from data_prep import bagls, nifti, pancreas_ct
@@ -42,17 +46,32 @@ from medseg_reg.data.store import Description
 from medseg_reg.data.store_writer import CaseSource, StoreWriter
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# Wall and processor time of the floor, and of the converter.
-Times = tuple[tuple[float, float], tuple[float, float]]
+Decoder = Callable[[CaseSource], tuple[Array, Array]]
+# Wall and processor time.
+Time = tuple[float, float]
 
 
 class Task(NamedTuple):
-    """One case of one kind of source: how it is converted, and the floor beside it."""
+    """One case of one kind of source: how it is converted, and what stands beside it.
+
+    Attributes:
+        source: the files of the case.
+        read: how the converter reads it.
+        description: of the store.
+        floor: decodes image and mask as fast as it goes.
+        loop: reads them as a script would.
+    """
 
     source: CaseSource
     read: Reader
     description: Description
-    floor: Callable[[CaseSource], tuple[Array, Array]]
+    floor: Decoder
+    loop: Decoder
+
+
+def with_nibabel(path: Path) -> Array:
+    """Return the voxels of a NIfTI file, slice by slice, the slices in front."""
+    return np.asarray(nibabel.load(path).dataobj).transpose(2, 1, 0)  # type: ignore[attr-defined]
 
 
 def unpacked(path: Path) -> Array:
@@ -73,7 +92,14 @@ def pancreas_task(folder: Path, size: int, slices: int) -> Task:
         *files, label = source.files
         return np.stack([pydicom.dcmread(file).pixel_array for file in files]), unpacked(label)
 
-    return Task(source, pancreas_ct.read_case, pancreas_ct.DESCRIPTION, floor)
+    def loop(source: CaseSource) -> tuple[Array, Array]:
+        *files, label = source.files
+        reader = SimpleITK.ImageSeriesReader()
+        folder = str(files[0].parent)
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(folder))
+        return SimpleITK.GetArrayFromImage(reader.Execute()), with_nibabel(label)
+
+    return Task(source, pancreas_ct.read_case, pancreas_ct.DESCRIPTION, floor, loop)
 
 
 def nifti_task(folder: Path, size: int, slices: int) -> Task:
@@ -91,7 +117,12 @@ def nifti_task(folder: Path, size: int, slices: int) -> Task:
         image, label = source.files
         return unpacked(image), unpacked(label)
 
-    return Task(source, partial(read_nifti_case, plane="axial"), pancreas_ct.DESCRIPTION, floor)
+    def loop(source: CaseSource) -> tuple[Array, Array]:
+        image, label = source.files
+        return with_nibabel(image), with_nibabel(label)
+
+    read = partial(read_nifti_case, plane="axial")
+    return Task(source, read, pancreas_ct.DESCRIPTION, floor, loop)
 
 
 def bagls_task(folder: Path, size: int, slices: int) -> Task:
@@ -111,19 +142,33 @@ def bagls_task(folder: Path, size: int, slices: int) -> Task:
         images = [decode(str(file))[..., 0] for file in source.files[::3]]
         return np.stack(images), np.stack([decode(str(file)) for file in source.files[1::3]])
 
+    def loop(source: CaseSource) -> tuple[Array, Array]:
+        images = [np.asarray(Image.open(file).convert("L")) for file in source.files[::3]]
+        return np.stack(images), np.stack([np.asarray(Image.open(f)) for f in source.files[1::3]])
+
     read = partial(bagls.read_case, color="gray", threshold=None)
-    return Task(source, read, bagls.DESCRIPTION, floor)
+    return Task(source, read, bagls.DESCRIPTION, floor, loop)
 
 
 KINDS = {"pancreas_ct": pancreas_task, "nifti": nifti_task, "bagls": bagls_task}
 
 
-def run_floor(task: Task, out: Path) -> None:
+def decode_and_write(decode: Decoder, task: Task, out: Path) -> None:
     """Decode and write, and nothing else."""
     out.mkdir()
-    image, mask = task.floor(task.source)
+    image, mask = decode(task.source)
     np.save(out / "image.npy", image)
     np.save(out / "mask.npy", mask)
+
+
+def run_floor(task: Task, out: Path) -> None:
+    """Decode with the fastest decoders, and write."""
+    decode_and_write(task.floor, task, out)
+
+
+def run_loop(task: Task, out: Path) -> None:
+    """Decode as a script would, and write."""
+    decode_and_write(task.loop, task, out)
 
 
 def run_converter(task: Task, out: Path) -> None:
@@ -133,7 +178,10 @@ def run_converter(task: Task, out: Path) -> None:
     convert_one(task.source, task.read, writer)
 
 
-def seconds(run: Callable[[Task, Path], None], task: Task, folder: Path) -> tuple[float, float]:
+RUNS = {"floor": run_floor, "converter": run_converter, "plain loop": run_loop}
+
+
+def seconds(run: Callable[[Task, Path], None], task: Task, folder: Path) -> Time:
     """Return the wall and processor time of a run; what it writes is thrown away afterwards."""
     start, start_cpu = time.perf_counter(), time.process_time()
     run(task, folder / "out")
@@ -143,30 +191,35 @@ def seconds(run: Callable[[Task, Path], None], task: Task, folder: Path) -> tupl
     return elapsed
 
 
-def measure(kind: str, size: int, slices: int, rounds: int) -> list[Times]:
-    """Return the times of floor and converter, a pair a round."""
+def measure(kind: str, size: int, slices: int, rounds: int) -> dict[str, list[Time]]:
+    """Return the times of each of `RUNS`, one a round."""
+    times: dict[str, list[Time]] = {name: [] for name in RUNS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = KINDS[kind](folder, size, slices)
-        times = [
-            (seconds(run_floor, task, folder), seconds(run_converter, task, folder))
-            for _ in range(rounds + 1)
-        ]
-    return times[1:]  # the first round warms the page cache and imports
+        for number in range(rounds + 1):
+            for title, run in RUNS.items():
+                found = seconds(run, task, folder)
+                if number:  # the first round warms the page cache and imports
+                    times[title].append(found)
+    return times
 
 
-def report(kind: str, rounds: list[Times]) -> None:
-    """Print seconds and ratios of the rounds of one kind of source."""
+def report(kind: str, times: dict[str, list[Time]]) -> None:
+    """Print seconds, and ratios to the floor, for one kind of source."""
     for clock, name in enumerate(("wall", "processor")):
-        least = [one[clock] for one, _ in rounds]
-        ours = [one[clock] for _, one in rounds]
-        ratios = [b / a for a, b in zip(least, ours, strict=True)]
-        rows = {"floor, s": least, "converter, s": ours, "ratio of a round": ratios}
-        print(f"{kind + ', ' + name:24} {'median':>8} {'min':>8} {'max':>8}")
-        for title, values in rows.items():
-            middle = statistics.median(values)
-            print(f"  {title:22} {middle:8.3f} {min(values):8.3f} {max(values):8.3f}")
-        print(f"  {'ratio of the least':22} {min(ours) / min(least):8.3f}")
+        print(f"{kind + ', ' + name:32} {'median':>8} {'min':>8} {'max':>8}")
+        least = [one[clock] for one in times["floor"]]
+        for title, pairs in times.items():
+            values = [one[clock] for one in pairs]
+            lines = {f"{title}, s": values}
+            if title != "floor":
+                ratios = [b / a for a, b in zip(least, values, strict=True)]
+                lines[f"{title}, ratio of a round"] = ratios
+            for line, numbers in lines.items():
+                middle = statistics.median(numbers)
+                print(f"  {line:30} {middle:8.3f} {min(numbers):8.3f} {max(numbers):8.3f}")
+            print(f"  {title + ', ratio of the least':30} {min(values) / min(least):8.3f}")
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
@@ -175,7 +228,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
     found = []
     for kind in KINDS:
         times = measure(kind, 512, slices, rounds)
-        wall = {"floor": [one[0] for one, _ in times], kind: [one[0] for _, one in times]}
+        wall = {title: [one[0] for one in pairs] for title, pairs in times.items()}
         found += rows_of(f"conversion, {kind}", wall, "floor")
     return found
 

@@ -12,10 +12,15 @@ one and two worker processes over that in the training process (below 1: workers
 from __future__ import annotations
 
 import argparse
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import layers
 from benchmarks.ratios import Row, markdown, rows_of
@@ -25,6 +30,7 @@ from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.sampling import SamplingSpec
 from medseg_reg.data.splits import SplitSpec, make_splits
 from medseg_reg.data.store import SliceStore
+from medseg_reg.networks import UNet
 
 METHODS = ("heuristic_dropout", "corrdrop_spatial", "drop_block")
 START = (2, 32, 64, 64)
@@ -97,12 +103,53 @@ def loading_growth(options: argparse.Namespace) -> list[Row]:
     ]
 
 
+def train_a_rank(rank: int, ranks: int, port: int, steps: int, out: Path) -> None:
+    """Train a small U-Net in one of several processes; the first writes its time a slice."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", address, world_size=ranks, rank=rank)
+    batch = 4
+    network = DistributedDataParallel(UNet(2, 1, 2, channels=(16, 32, 64, 128)))
+    optimizer = torch.optim.AdamW(network.parameters())
+    image, labels = torch.rand(batch, 1, 128, 128), torch.randint(2, (batch, 128, 128))
+    start = 0.0
+    for number in range(steps + 2):
+        if number == 2:  # the first steps allocate memory and divide the gradients into buckets
+            torch.distributed.barrier()
+            start = time.perf_counter()
+        functional.cross_entropy(network(image), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.distributed.barrier()
+    if rank == 0:
+        out.write_text(str((time.perf_counter() - start) / (steps * batch * ranks)))
+    torch.distributed.destroy_process_group()
+
+
+def rank_growth(options: argparse.Namespace) -> list[Row]:
+    """Return the time of a training slice with two processes."""
+    times: dict[str, list[float]] = {f"processes: {ranks}": [] for ranks in (1, 2)}
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "seconds"
+        for _ in range(min(3, options.rounds)):
+            for ranks, found in zip((1, 2), times.values(), strict=True):
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", 0))
+                    port = free.getsockname()[1]
+                torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+                    train_a_rank, (ranks, port, options.steps, out), nprocs=ranks
+                )
+                found.append(float(out.read_text()))
+    return rows_of("growth of training", times, "processes: 1")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     made.add_argument("names", nargs="*", help=f"registered names (default: {', '.join(METHODS)})")
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("--slices", type=int, default=800, help="slices of an epoch")
+    made.add_argument("--steps", type=int, default=10, help="training steps of each process")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return made
 
@@ -111,14 +158,14 @@ def rows(options: argparse.Namespace) -> list[Row]:
     """Return the rows of this part for `python -m benchmarks`."""
     words = ["--device", options.device, *(["--rounds", "21"] if options.full else [])]
     chosen = parser().parse_args(words)
-    return [*layer_growth(chosen, METHODS), *loading_growth(chosen)]
+    return [*layer_growth(chosen, METHODS), *loading_growth(chosen), *rank_growth(chosen)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print a table."""
     options = parser().parse_args(arguments)
     found = layer_growth(options, options.names or METHODS)
-    print(markdown([*found, *loading_growth(options)]))
+    print(markdown([*found, *loading_growth(options), *rank_growth(options)]))
 
 
 if __name__ == "__main__":

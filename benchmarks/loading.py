@@ -4,7 +4,9 @@
     python -m benchmarks.loading --size 256 --slices 48 --repeats 300
 
 The floor copies the slice and its mask out of the memory map and makes the slice float32. Then an
-item of the data set without augmentation, the same resized to half, and with augmentation chains.
+item of the data set without augmentation, the same resized to half, and with augmentation chains;
+and the slice as scripts read it, from the volume as .nii by nibabel, as .nii.gz by nibabel and by
+SimpleITK, and from a PNG by PIL. These read no mask.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import SimpleITK
+from PIL import Image
 
 from benchmarks.ratios import Row, markdown, rows_of
 from data_prep.phantom import make_demo
@@ -59,12 +64,45 @@ def tasks(store: SliceStore, size: int) -> dict[str, Callable[[int], object]]:
     return found
 
 
+def loops(store: SliceStore, folder: Path) -> dict[str, Callable[[int], object]]:
+    """Write the first case in the formats of scripts, and return how these read a slice."""
+    volume = store.image(store.manifest.cases[0].name)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), np.eye(4))
+    for suffix in ("nii", "nii.gz"):
+        nibabel.save(image, folder / f"case.{suffix}")
+    low, high = WINDOW
+    shown = (np.clip((volume - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    for index, pixels in enumerate(shown):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+    def with_nibabel(suffix: str) -> Callable[[int], object]:
+        def read(number: int) -> object:
+            found = nibabel.load(folder / f"case.{suffix}")
+            return np.asarray(found.dataobj[..., number % len(volume)], np.float32)  # type: ignore
+
+        return read
+
+    def with_simpleitk(number: int) -> object:
+        voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "case.nii.gz")))
+        return voxels[number % len(volume)].astype(np.float32)
+
+    def with_pil(number: int) -> object:
+        return np.asarray(Image.open(folder / f"{number % len(volume)}.png"), np.float32) / 255
+
+    return {
+        "nibabel, .nii": with_nibabel("nii"),
+        "nibabel, .nii.gz": with_nibabel("nii.gz"),
+        "SimpleITK, .nii.gz": with_simpleitk,
+        "PIL, .png": with_pil,
+    }
+
+
 def measure_loading(size: int, slices: int, repeats: int) -> dict[str, list[float]]:
     """Return the seconds of single items, the tasks in turns."""
     with tempfile.TemporaryDirectory() as folder:
         make_demo(Path(folder) / "store", cases=3, size=size, slices=slices)
         store = SliceStore(Path(folder) / "store")
-        timed = tasks(store, size)
+        timed = {**tasks(store, size), **loops(store, Path(folder))}
         times: dict[str, list[float]] = {name: [] for name in timed}
         for number in range(repeats + 1):
             for name, task in timed.items():

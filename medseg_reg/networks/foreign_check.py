@@ -169,15 +169,24 @@ def fingerprint(name: str, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _recorded(network: ForeignNetwork) -> tuple[Any, ...]:
+    size = "x".join(map(str, network.size))
     with _Recorder() as record:
         try:
-            run_on_shape(network.network, (2, 1, *network.size), training=True, values=True)
+            logits = run_on_shape(
+                network.network, (2, 1, *network.size), training=True, values=True
+            )
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{network.name} does not run with images of {'x'.join(map(str, network.size))}: "
-                f"{type(error).__name__}: {text}"
+                f"{network.name} does not run with images of {size}: {type(error).__name__}: {text}"
             ) from None
+    outputs, *found = logits.shape[-3:]
+    if (outputs, *found) != (2, *network.size):
+        raise ValueError(
+            f"{network.name} gives {outputs} maps of {'x'.join(map(str, found))} for images of "
+            f"{size}; 2 of {size} are needed for two classes. Leave out what sets the size or "
+            "number of its maps, as 'upsampling' or 'use_conv_final'"
+        )
     shapes = tuple((key, tuple(value.shape)) for key, value in network.state_dict().items())
     return shapes, tuple(record.operations)
 

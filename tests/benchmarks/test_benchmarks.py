@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from importlib import metadata
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import growth, layers, steps, training
-from benchmarks.loading import measure_loading, quartiles
+from benchmarks import conversion, growth, layers, steps, training
+from benchmarks.loading import loops, measure_loading, quartiles
 from benchmarks.ratios import Row, markdown, rows_of
+from data_prep.phantom import make_demo
+from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
 
 ORDERS = ("contiguous", "channels_last")
@@ -28,6 +31,35 @@ def test_a_ratio_is_that_of_medians_and_the_spread_is_its_own():
 def test_every_item_costs_more_than_a_copy_of_its_bytes():
     times = quartiles(measure_loading(size=64, slices=16, repeats=12))
     assert min(times["item, elastic"]) > max(times["floor"])
+
+
+@pytest.mark.parametrize("kind", conversion.KINDS)
+def test_a_plain_loop_reads_what_the_floor_reads(tmp_path, kind):
+    task = conversion.KINDS[kind](tmp_path, 32, 8)
+    for plain, least in zip(task.loop(task.source), task.floor(task.source), strict=True):
+        assert plain.shape == least.shape
+        # SimpleITK orders slices by position and rescales to HU; the values are the same else.
+        order = (plain - plain.mean(), least - least.mean())
+        assert np.allclose(*(np.sort(one, axis=None) for one in order), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", conversion.KINDS)
+def test_a_conversion_is_measured_beside_its_floor_and_a_plain_loop(kind):
+    times = conversion.measure(kind, 32, 16, rounds=2)
+    assert list(times) == ["floor", "converter", "plain loop"]
+    assert all(len(pairs) == 2 for pairs in times.values())
+
+
+def test_scripts_read_the_slice_that_the_store_has(tmp_path):
+    make_demo(tmp_path / "store", cases=3, size=64, slices=16)
+    store = SliceStore(tmp_path / "store")
+    volume = store.image(store.manifest.cases[0].name)
+    read = loops(store, tmp_path)
+    for name in ("nibabel, .nii", "nibabel, .nii.gz"):  # columns come first in the file
+        assert np.array_equal(read[name](5).T, volume[5])
+    assert np.array_equal(read["SimpleITK, .nii.gz"](5), volume[5])
+    shown = 255 * read["PIL, .png"](5)
+    assert np.abs(shown - np.clip((volume[5] + 100.0) * 255 / 340, 0, 255)).max() < 1
 
 
 def test_a_step_is_measured_with_each_method_beside_one_without(monkeypatch):
@@ -79,9 +111,15 @@ def test_growth_is_told_for_maps_cases_and_workers(monkeypatch):
     assert ratios["workers: 1"] == 0.5
 
 
-def test_an_epoch_of_a_store_is_loaded(tmp_path):
-    from data_prep.phantom import make_demo
+@pytest.mark.slow
+def test_training_is_measured_with_one_process_and_with_two():
+    options = growth.parser().parse_args(["--rounds", "1", "--steps", "2"])
+    found = growth.rank_growth(options)
+    assert [row.name for row in found] == ["processes: 1", "processes: 2"]
+    assert all(row.ratio > 0 for row in found)
 
+
+def test_an_epoch_of_a_store_is_loaded(tmp_path):
     make_demo(tmp_path / "store", cases=8, size=64, slices=16)
     assert growth.loaded(tmp_path / "store", 0, 24) > 0
 

@@ -11,11 +11,11 @@ import torch
 from medseg_reg.insertion import find_places, measure, place
 from medseg_reg.networks import AttentionUNet, UNet
 from medseg_reg.networks.attention_unet import AttentionGate
-from tests.networks.contract import NetworkContract
+from tests.networks.contract import OwnContract
 from tests.networks.test_unet import PLACES
 
 
-class TestAttentionUNet(NetworkContract):
+class TestAttentionUNet(OwnContract):
     network = AttentionUNet
     places: ClassVar[set[str]] = {*PLACES, "gate.1"}
     changes: ClassVar[dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 from typing import Any
@@ -11,54 +12,12 @@ import torch
 
 from medseg_reg.config_network import FOREIGN_NAMES, ForeignSpec
 from medseg_reg.errors import MedsegError
-from medseg_reg.insertion import insert
 from medseg_reg.networks.build import Network, build_network, check_input_size
 from medseg_reg.networks.foreign import FOREIGN, ForeignNetwork, offline
 from medseg_reg.networks.foreign_check import check_foreign
+from tests.networks.small_foreign import SIZES, SMALL
 
-# Small arguments of every network, and a place that it has.
-SMALL: dict[str, tuple[dict[str, Any], str]] = {
-    "monai.UNet": ({"channels": [4, 8, 8], "strides": [2, 2], "num_res_units": 2}, "between_convs"),
-    "monai.BasicUNet": ({"features": [4, 4, 6, 6, 8, 4]}, "between_convs"),
-    "monai.AttentionUnet": ({"channels": [4, 8, 8], "strides": [2, [2, 4]]}, "between_convs"),
-    "monai.DynUNet": (
-        {
-            "kernel_size": [3, 3, 3],
-            "strides": [1, 2, 2],
-            "upsample_kernel_size": [2, 2],
-            "filters": [4, 6, 8],
-            "deep_supervision": True,
-        },
-        "between_convs",
-    ),
-    "monai.SegResNet": ({"blocks_down": [1, 1], "blocks_up": [1]}, "between_convs"),
-    "monai.UNETR": (
-        {"img_size": 48, "feature_size": 4, "hidden_size": 16, "mlp_dim": 16, "num_heads": 2},
-        "between_convs",
-    ),
-    "monai.SwinUNETR": (
-        {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
-        "between_convs",
-    ),
-    "smp.Unet": ({"encoder_name": "resnet18"}, "between_convs"),
-    "smp.UnetPlusPlus": ({"encoder_name": "resnet18"}, "between_convs"),
-    "smp.FPN": ({"encoder_name": "tu-convnext_atto", "drop_path_rate": 0.1}, "after_block"),
-    "smp.MAnet": ({"encoder_name": "mobilenet_v2"}, "between_convs"),
-    "smp.Linknet": ({"encoder_name": "resnet18"}, "between_convs"),
-    "smp.PSPNet": ({"encoder_name": "resnet18", "psp_out_channels": 32}, "between_convs"),
-    "smp.PAN": ({"encoder_name": "resnet18"}, "between_convs"),
-    "smp.DeepLabV3": ({"encoder_name": "resnet18", "decoder_channels": 32}, "between_convs"),
-    "smp.DeepLabV3Plus": ({"encoder_name": "resnet18"}, "between_convs"),
-    "smp.UPerNet": ({"encoder_name": "tu-swin_tiny_patch4_window7_224", "img_size": 160}, "head"),
-    "smp.Segformer": ({"encoder_name": "mit_b0"}, "after_block"),
-    "smp.DPT": (
-        {"encoder_name": "tu-vit_tiny_patch16_224", "decoder_fusion_channels": 16}
-        | {"decoder_intermediate_channels": [8, 8, 8, 8], "dynamic_img_size": True},
-        "after_block",
-    ),
-}
 FAST = ("monai.UNet", "monai.BasicUNet", "monai.AttentionUnet", "monai.DynUNet", "smp.Unet")
-SIZES = {"monai.UNETR": (40, 45), "smp.PAN": (130, 140), "smp.UPerNet": (150, 160)}
 every_network = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 )
@@ -68,7 +27,7 @@ def build(name: str, in_channels: int = 1, classes: int = 2, **more: Any) -> Net
     if FOREIGN[name].needs:
         pytest.importorskip(FOREIGN[name].needs)
     torch.manual_seed(0)
-    arguments = {**SMALL[name][0], **more}
+    arguments = {**SMALL[name], **more}
     return build_network(
         in_channels=in_channels, classes=classes, head="softmax", name=name, **arguments
     )
@@ -90,37 +49,11 @@ def test_every_name_of_the_configuration_is_built_here() -> None:
 
 
 @every_network
-def test_a_network_takes_a_layer_trains_a_step_and_keeps_the_size(name: str) -> None:
-    network, x = build(name), example(name)
-    before = network.eval()(x)
-    assert before.shape == (2, 2, *x.shape[2:])
-    keys = list(network.state_dict())
-    report = insert(network, "heuristic_dropout", SMALL[name][1], example=x[:1], p=0.3)
-    assert report
-    assert not report.note
-    assert list(network.state_dict()) == keys
-    assert torch.equal(network.eval()(x), before)
-    network.train()
-    check_input_size(network, 1, tuple(x.shape[2:]), 2)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    output = network(x)
-    levels = output if isinstance(output, list) else [output]
-    assert all(one.shape == before.shape for one in levels)
-    torch.stack([one.square().mean() for one in levels]).sum().backward()
-    weights = [p.detach().clone() for p in network.parameters()]
-    optimizer.step()
-    changed = [not torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True)]
-    # Not all: a bias before a normalization, a stage of an encoder that a decoder does not read.
-    assert sum(changed) > 0.5 * len(changed)
-    assert isinstance(network.eval()(x), torch.Tensor)
-
-
-@every_network
 def test_its_arguments_pass_the_check(name: str) -> None:
     if FOREIGN[name].needs:
         pytest.importorskip(FOREIGN[name].needs)
-    spec = ForeignSpec(name=name, **SMALL[name][0])
-    assert spec.arguments == SMALL[name][0]
+    spec = ForeignSpec(name=name, **SMALL[name])
+    assert spec.arguments == SMALL[name]
 
 
 @pytest.mark.parametrize("name", ["monai.BasicUNet", "smp.Unet"])
@@ -136,6 +69,13 @@ def test_deep_supervision_becomes_a_list_with_the_finest_first() -> None:
     assert len(output) == 2
     inner = network.network.eval()(torch.nn.functional.pad(x, (0, 2, 0, 3), mode="replicate"))
     assert torch.allclose(output[0], inner[..., :45, :50], atol=1e-5)
+
+
+def test_a_network_can_be_copied_after_a_step_of_deep_supervision() -> None:
+    network, x = build("monai.DynUNet"), example("monai.DynUNet")
+    expected = [one.detach() for one in network(x)]
+    found = copy.deepcopy(network)(x)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_sizes_are_padded_to_the_strides_of_each_axis() -> None:
@@ -187,7 +127,7 @@ def test_arguments_of_an_encoder_of_timm_are_its_own() -> None:
         ("monai.SegResNet", {"num_groups": 4}, "num_groups"),
         (
             "monai.DynUNet",
-            {**SMALL["monai.DynUNet"][0], "deep_supervision": False, "deep_supr_num": 2},
+            {**SMALL["monai.DynUNet"], "deep_supervision": False, "deep_supr_num": 2},
             "deep_supr_num",
         ),
         ("monai.UNet", {"channels": [4, 8], "strides": [2], "adn_ordering": "NA"}, "adn_ordering"),
@@ -205,7 +145,7 @@ def test_an_argument_may_be_written_out_with_its_default() -> None:
 
 def test_an_argument_that_saves_memory_alone_is_allowed() -> None:
     pytest.importorskip("einops")
-    check_foreign("monai.SwinUNETR", {**SMALL["monai.SwinUNETR"][0], "use_checkpoint": True})
+    check_foreign("monai.SwinUNETR", {**SMALL["monai.SwinUNETR"], "use_checkpoint": True})
 
 
 @pytest.mark.parametrize(
@@ -233,6 +173,24 @@ def test_what_a_network_says_itself_is_passed_on() -> None:
     assert "monai.UNet: By 'BACH', did you mean 'BATCH'?" in said
     said = refusal("smp.Unet", encoder_name="resnet18", encoder_depth=4)
     assert "Model depth is 4" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("smp.FPN", {"encoder_name": "resnet18", "upsampling": 2}),
+        ("smp.PSPNet", {"encoder_name": "resnet18", "encoder_depth": 2}),
+        ("monai.SegResNet", {"use_conv_final": False}),
+    ],
+)
+def test_logits_of_another_size_or_number_are_refused(name: str, arguments: dict[str, Any]) -> None:
+    said = refusal(name, **arguments)
+    assert "for images of 256x256; 2 of 256x256 are needed for two classes" in said
+    assert "'upsampling' or 'use_conv_final'" in said
+
+
+def test_an_upsampling_that_fits_the_depth_is_taken() -> None:
+    check_foreign("smp.PSPNet", {"encoder_name": "resnet18", "encoder_depth": 2, "upsampling": 4})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medseg_reg.insertion import measure, place
 from medseg_reg.networks import UNet
-from tests.networks.contract import NetworkContract
+from tests.networks.contract import OwnContract
 
 PARTS = ("between_convs", "after_norm", "after_block")
 
@@ -25,7 +25,7 @@ PLACES = {
 }
 
 
-class TestUNet(NetworkContract):
+class TestUNet(OwnContract):
     network = UNet
     places: ClassVar[set[str]] = PLACES
     changes: ClassVar[dict[str, Any]] = {

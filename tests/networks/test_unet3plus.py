@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from medseg_reg.insertion import measure, place
 from medseg_reg.networks import GuidedLogits, UNet3Plus, presence_loss
 from medseg_reg.networks.guided import guide
-from tests.networks.contract import NetworkContract, tensors
+from tests.networks.contract import OwnContract, tensors
 from tests.networks.test_unet import PARTS
 
 SMALL: dict[str, Any] = {"channels": (4, 6, 8), "cat_channels": 3}
@@ -34,7 +34,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-class TestUNet3Plus(NetworkContract):
+class TestUNet3Plus(OwnContract):
     network = UNet3Plus
     arguments = SMALL
     places: ClassVar[set[str]] = PLACES
@@ -42,7 +42,7 @@ class TestUNet3Plus(NetworkContract):
     golden = (-0.1617, 0.31391, 0.28558, 0.22748, 0.18803)
 
 
-class TestSupervisedAndGuided(NetworkContract):
+class TestSupervisedAndGuided(OwnContract):
     network = UNet3Plus
     arguments: ClassVar[dict[str, Any]] = {
         **SMALL,

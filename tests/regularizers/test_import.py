@@ -1,9 +1,8 @@
 """Importing the regularizers is as cheap as importing torch."""
 
-import statistics
 import subprocess
 import sys
-import time
+import textwrap
 
 import pytest
 
@@ -36,14 +35,15 @@ def test_no_framework_is_loaded() -> None:
 
 @pytest.mark.slow
 def test_the_import_takes_at_most_a_tenth_longer_than_torchs() -> None:
-    times: dict[str, list[float]] = {"torch": [], "medseg_reg.regularizers": []}
-    for _ in range(4):  # alternating, so that other load falls on both
-        for module, seconds in times.items():
-            start = time.perf_counter()
-            run(f"import {module}")
-            seconds.append(time.perf_counter() - start)
-    torch, ours = times.values()
-    # either statistic alone may be spoilt by other load; both are not
-    assert min(ours) <= 1.1 * min(torch) or statistics.median(ours) <= 1.1 * statistics.median(
-        torch
-    ), times
+    # Processor time in one process, after torch: what torch itself takes, and how busy the
+    # machine is, then cannot hide the difference.
+    code = """
+        from time import process_time
+        start = process_time()
+        import torch
+        middle = process_time()
+        import medseg_reg.regularizers
+        print((process_time() - middle) / (middle - start))
+    """
+    shares = [float(run(textwrap.dedent(code))) for _ in range(4)]
+    assert min(shares) <= 0.1, shares
