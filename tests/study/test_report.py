@@ -310,12 +310,36 @@ def test_a_seed_that_one_method_lacks_is_left_out_and_told(small: Callable[[], P
     assert "phantom, unet: left out" not in text
 
 
-def test_one_seed_supports_nothing() -> None:
-    row = {"p_holm": 0.001, "simultaneous_low": 0.1, "simultaneous_high": 0.2}
-    assert is_supported({**row, "seeds": 5})
-    assert not is_supported({**row, "seeds": 1})
-    assert not is_supported({**row, "seeds": 5, "simultaneous_low": -0.1})
-    assert not is_supported({**row, "seeds": 5, "p_holm": 0.2})
+def test_one_seed_supports_nothing_nor_do_copies_of_one() -> None:
+    row = {"p_holm": 0.001, "simultaneous_low": 0.1, "simultaneous_high": 0.2, "distinct_seeds": 5}
+    assert is_supported(row)
+    assert not is_supported({**row, "distinct_seeds": 1})
+    assert not is_supported({**row, "simultaneous_low": -0.1})
+    assert not is_supported({**row, "p_holm": 0.2})
+
+
+def test_patients_without_a_difference_do_not_count_for_the_least_p(
+    small: Callable[[], Path],
+) -> None:
+    path = small()
+    table = pd.read_csv(path / "results.csv")
+    equal = ~table["case"].isin([f"case_{i:02d}" for i in range(4)])
+    table.loc[equal & (table["metric"] == "dice"), "value"] = 0.5
+    table.to_csv(path / "results.csv", index=False)
+    text = summary(path)
+    assert (
+        "phantom, unet: with 12 patients, of whom at most 4 differ from the baseline, and 5 "
+        "methods the smallest p"
+    ) in text
+
+
+def test_a_method_without_any_dice_is_told(small: Callable[[], Path]) -> None:
+    path = small()
+    table = pd.read_csv(path / "results.csv")
+    lost = (table["method"] == "dropout") & (table["dataset"] == "gone")
+    table.loc[lost, "value"] = float("nan")
+    table.to_csv(path / "results.csv", index=False)
+    assert "gone, unet: dropout: no DICE is known" in summary(path)
 
 
 def test_unequal_budgets_are_told(small: Callable[[], Path]) -> None:

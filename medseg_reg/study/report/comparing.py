@@ -20,7 +20,7 @@ COMPARED = ("dice", "surface_dice", "hd95", "ece")
 MEANS = ("seeds", "groups", "mean", "low", "high")
 DIFFERENCES = (
     *("difference", "difference_low", "difference_high", "simultaneous_low", "simultaneous_high"),
-    *("p", "p_holm", "effect_size"),
+    *("tested_groups", "distinct_seeds", "p", "p_holm", "effect_size"),
     *("improvement", "improvement_low", "improvement_high"),
 )
 

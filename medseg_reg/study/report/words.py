@@ -43,11 +43,15 @@ def summarize(source: Source, compared: Comparisons) -> Summary:
     sure = pd.Series([is_supported(row) for _, row in others.iterrows()], others.index, dtype=bool)
     found = others[sure].sort_values("difference", ascending=False, kind="stable")
     rest = others[~sure]
+    lost = dice[(dice["method"] != source.baseline) & dice["mean"].isna()]
     return Summary(
         _lead(source),
         _headline(source, others, found),
         [_sentence(row) for _, row in found.iterrows()],
-        [*(_sentence(row) for _, row in rest.iterrows()), *_winners(compared.ranked)],
+        [
+            *(_sentence(row) for _, row in pd.concat([rest, lost]).iterrows()),
+            *_winners(compared.ranked),
+        ],
         [
             *_runs(source),
             *compared.notes,
@@ -106,16 +110,14 @@ def _headline(source: Source, others: pd.DataFrame, found: pd.DataFrame) -> str:
 
 
 def _sentence(row: pd.Series) -> str:
-    text = str(verdict(row))
-    where = f"{row['dataset']}, {row['network']}"
-    return text if str(row["dataset"]) in text else f"{where}: {text}"
+    return f"{row['dataset']}, {row['network']}: {verdict(row, metric='DICE')}"
 
 
 def _winners(ranked: pd.DataFrame) -> Iterator[str]:
     if not len(ranked):
         return
     for (dataset, network), rows in ranked.groupby(["dataset", "network"], sort=False):
-        if len(rows) < 2:
+        if len(rows) < 2 or rows["best"].isna().all():
             continue
         top = rows.loc[rows["best"].idxmax()]
         if top["best"] < CLEAR:
@@ -143,13 +145,15 @@ def _power(others: pd.DataFrame) -> Iterator[str]:
     if not len(others):
         return
     for (dataset, network), rows in others.groupby(["dataset", "network"], sort=False):
-        n, tests = int(rows["groups"].min()), int(rows["p"].notna().sum())
-        least = min(1.0, least_p(n) * max(tests, 1))
+        n, differ = int(rows["groups"].max()), int(rows["tested_groups"].max())
+        tests = max(1, int(rows["p"].notna().sum()))
+        least = min(1.0, least_p(differ) * tests)
+        some = f", of whom at most {differ} differ from the baseline," if differ < n else ""
         if least >= ALPHA:
             yield (
-                f"{dataset}, {network}: with {counted(n, 'patient')} and {counted(tests, 'method')}"
-                f" the smallest p that can come out is {p_value(least)} after Holm's correction, "
-                "so no test there can be significant, whatever the methods do."
+                f"{dataset}, {network}: with {counted(n, 'patient')}{some} and "
+                f"{counted(tests, 'method')} the smallest p that can come out is {p_value(least)} "
+                "after Holm's correction, so no test there can be significant."
             )
 
 

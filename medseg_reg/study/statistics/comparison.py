@@ -27,7 +27,7 @@ from medseg_reg.study.statistics.table import (
 COLUMNS = (
     *("dataset", "network", "method", "seeds", "groups", "mean", "low", "high"),
     *("difference", "difference_low", "difference_high", "simultaneous_low", "simultaneous_high"),
-    *("p", "p_holm", "effect_size"),
+    *("tested_groups", "distinct_seeds", "p", "p_holm", "effect_size"),
     *("improvement", "improvement_low", "improvement_high"),
 )
 
@@ -49,8 +49,10 @@ def compare(
     paired by case, class and seed; the bounds `simultaneous_low` and `simultaneous_high` are its
     interval with 1 - confidence divided by the number of methods (Bonferroni), so that those of
     all methods of the data set and network hold together. `p` is Wilcoxon's, two-sided, over the
-    groups' differences (each the mean over seeds); `p_holm` is corrected for all methods of the
-    data set and network; `effect_size` is the rank-biserial correlation of the same differences.
+    groups' differences (each the mean over seeds), of which `tested_groups` are not 0; `p_holm` is
+    corrected for all methods of the data set and network; `effect_size` is the rank-biserial
+    correlation of the same differences. `distinct_seeds` counts the seeds whose differences repeat
+    those of no other seed in every group: what repeats is a copy, and says nothing of chance.
     `improvement` is the probability of improvement: the share of (group, seed) pairs in which the
     method is better, ties counted half.
 
@@ -102,7 +104,9 @@ def compare(
         own = [_own(block, name, metric, draws, confidence) for name in order]
         together = 1 - (1 - confidence) / max(1, len(order) - 1)
         levels = (confidence, together)
-        pairs = [_against(block, name, baseline, less, draws, levels) for name in order[1:]]
+        gaps = {name: _differences(block, name, baseline) for name in order[1:]}
+        pairs = [_against(gap, less, draws, levels) for gap in gaps.values()]
+        notes += filter(None, (_copies(block, *of_one, metric) for of_one in gaps.items()))
         for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
             pair["p_holm"] = float(p)
         rows += [{**one, **other} for one, other in zip(own, [{}, *pairs], strict=True)]
@@ -142,27 +146,48 @@ def _own(
     }
 
 
-def _against(
-    block: Block,
-    method: str,
-    baseline: str,
-    less: bool,
-    draws: Resamples,
-    levels: tuple[float, float],
-) -> dict[str, float]:
+def _differences(block: Block, method: str, baseline: str) -> Array:
+    """Return method minus baseline (seeds, groups), rounded as for the test: ties are ties."""
     mine, other = pair_scores(block, method, baseline)
-    # Rounded as for the test, so that ties are ties.
-    difference = np.round(mine - other, 12)
+    found: Array = np.round(mine - other, 12) + 0.0  # minus zero is zero
+    return found
+
+
+def count_distinct(difference: Array) -> tuple[int, int]:
+    """Return how many seeds have a value, and how many of them repeat no other in every group."""
+    known = difference[~np.isnan(difference).all(axis=1)]
+    rows = {tuple(row) for row in np.nan_to_num(known, nan=np.inf)}  # NaN differs from itself
+    return len(known), len(rows)
+
+
+def _copies(block: Block, method: str, difference: Array, metric: str) -> str:
+    """Say so where seeds repeat each other, which trainings with other random numbers do not."""
+    seeds, distinct = count_distinct(difference)
+    if distinct == seeds or not np.nan_to_num(difference).any():
+        return ""
+    return (
+        f"{block.where}: {method}: of {seeds} seeds only {distinct} "
+        f"{'has' if distinct == 1 else 'have'} {metric} differences of "
+        f"{'its' if distinct == 1 else 'their'} own; the others repeat them in every group, as "
+        "copies of a run do."
+    )
+
+
+def _against(
+    difference: Array, less: bool, draws: Resamples, levels: tuple[float, float]
+) -> dict[str, float]:
     better = np.sign(-difference if less else difference) / 2 + 0.5
     gap, together = hierarchical_intervals(difference, draws, levels)
     share = hierarchical_interval(better, draws, levels[0], (0.0, 1.0))
-    of_groups = nan_mean(difference, axis=0)
+    of_groups = np.round(nan_mean(difference, axis=0), 12)
     return {
         "difference": gap.mean,
         "difference_low": gap.low,
         "difference_high": gap.high,
         "simultaneous_low": together.low,
         "simultaneous_high": together.high,
+        "tested_groups": int(np.count_nonzero(np.nan_to_num(of_groups))),
+        "distinct_seeds": count_distinct(difference)[1],
         "p": signed_rank(of_groups),
         "effect_size": rank_biserial(-of_groups if less else of_groups),
         "improvement": share.mean,

@@ -14,24 +14,24 @@ Zeros = Literal["pratt", "wilcox", "zsplit"]
 
 # Differences of scores that differ by less are ties: 0.9 - 0.8 is not 0.8 - 0.7 in binary.
 _DECIMALS = 12
-# Below, all 2^n signs are tried where there are ties or zeros; scipy's tables know none.
-_EXACT = 12
+# Up to so many differences other than 0 the distribution of W is counted out.
+_EXACT = 50
 
 
 def signed_rank(differences: npt.ArrayLike, zeros: Zeros = "pratt") -> float:
     """Return the two-sided p of Wilcoxon's signed-rank test that differences lie around 0.
 
     The absolute differences are ranked; W is the sum of the ranks of the positive ones. Under the
-    null each sign is a fair coin. p is exact up to 50 differences without ties and zeros, and up
-    to 12 with them; else by the normal approximation, corrected for ties.
+    null each sign is a fair coin. p is exact up to 50 differences other than 0, with ties and
+    beside any number of zeros; else by the normal approximation, corrected for ties.
 
     Zeros, by name: "pratt" ranks them and then leaves them out (default: zeros still push the
     others up, and count as no evidence); "wilcox" leaves them out before; "zsplit" gives half of
     their ranks to either side. If all differences are 0, p is 1.
 
     Sources: F. Wilcoxon, "Individual Comparisons by Ranking Methods", Biometrics Bulletin 1945,
-    doi:10.2307/3001968; J. W. Pratt, JASA 1959, doi:10.1080/01621459.1959.10501526; computed by
-    `scipy.stats.wilcoxon`.
+    doi:10.2307/3001968; J. W. Pratt, JASA 1959, doi:10.1080/01621459.1959.10501526; the
+    approximation is `scipy.stats.wilcoxon`.
 
     Args:
         differences: one number for each group; NaN is left out, numbers are rounded to 12
@@ -51,17 +51,29 @@ def signed_rank(differences: npt.ArrayLike, zeros: Zeros = "pratt") -> float:
         return math.nan
     if not d.any():
         return 1.0
-    size = np.abs(d)
-    plain = len(np.unique(size)) == len(d) and size.min() > 0
-    method: Any = "exact" if plain and len(d) <= 50 else "asymptotic"
-    if not plain and len(d) <= _EXACT:
-        method = stats.PermutationMethod(n_resamples=2**_EXACT + 1)
-    found = stats.wilcoxon(d, zero_method=zeros, method=method)
-    return min(1.0, float(found.pvalue))
+    if np.count_nonzero(d) <= _EXACT:
+        return _exact_p(d[d != 0] if zeros == "wilcox" else d)
+    method: Any = "asymptotic"  # scipy is typed for one of its names only
+    return min(1.0, float(stats.wilcoxon(d, zero_method=zeros, method=method).pvalue))
+
+
+def _exact_p(d: npt.NDArray[np.float64]) -> float:
+    """Return p by the distribution of W over all signs, built up difference by difference."""
+    # Twice the ranks, because tied ones have halves; a zero has no sign that could be turned.
+    ranks = np.rint(2 * stats.rankdata(np.abs(d))).astype(int)[d != 0]
+    chances = np.ones(1)
+    for rank in ranks:
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    positive = int(ranks[d[d != 0] > 0].sum())
+    tail = min(positive, int(ranks.sum()) - positive)
+    return min(1.0, 2 * float(chances[: tail + 1].sum()))
 
 
 def least_p(groups: int) -> float:
     """Return the least two-sided p that the signed-rank test can give: 2 of 2^n signs.
+
+    Args:
+        groups: n, those with a difference other than 0: zeros have no sign.
 
     >>> least_p(5), least_p(6)
     (0.0625, 0.03125)

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import integrate, optimize, stats  # type: ignore[import-untyped,unused-ignore]
 
 from medseg_reg.errors import MedsegError
-from medseg_reg.study.statistics.comparison import pair_scores
+from medseg_reg.study.statistics.comparison import count_distinct, pair_scores
 from medseg_reg.study.statistics.hierarchical import degrees_of_freedom, variance_of_mean
 from medseg_reg.study.statistics.table import (
     Array,
@@ -134,7 +134,8 @@ def seeds_needed(
         seeds, groups` (of the pilot; groups with a missing value are left out, see
         `attrs["notes"]`), `sd_groups, sd_seeds, sd_rest`, `power` (with the seeds of the pilot),
         `seeds_needed` (at least 2), `detectable` (the least difference with the seeds of the pilot)
-        and `detectable_limit` (with seeds without end).
+        and `detectable_limit` (with seeds without end). All are NaN from `sd_groups` on where
+        seeds copy each other, which is no pilot.
 
     Raises:
         MedsegError: as of `compare`; or there is one seed only, or the difference is 0.
@@ -145,7 +146,7 @@ def seeds_needed(
     chances, needed = [], []
     for _, row in table.iterrows():
         spread, groups = Spread(*(row[name] for name in _SPREAD)), int(row["groups"])
-        known = groups >= 2
+        known = not math.isnan(spread.groups)
         now = power_of(difference, spread, groups, row["seeds"], alpha) if known else math.nan
         chances.append(now)
         needed.append(_least_seeds(difference, spread, groups, power, alpha) if known else math.nan)
@@ -199,7 +200,7 @@ def _row(
     block: Block, method: str, baseline: str, power: float, alpha: float, notes: list[str]
 ) -> tuple[object, ...]:
     mine, other = pair_scores(block, method, baseline)
-    values = mine - other
+    values = np.round(mine - other, 12)
     whole = np.logical_not(np.isnan(values).any(axis=0))
     if not whole.all():
         notes.append(
@@ -210,6 +211,12 @@ def _row(
     seeds, groups = values.shape
     names = (block.dataset, block.network, method, seeds, groups)
     if groups < 2:
+        return (*names, *[math.nan] * 5)
+    if count_distinct(values)[1] < 2:
+        notes.append(
+            f"{block.where}: {method}: all seeds have the same differences, as copies of a run do, "
+            "so nothing is known of the spread over seeds."
+        )
         return (*names, *[math.nan] * 5)
     spread = spread_of(values)
     limits = (_least_difference(spread, groups, n, power, alpha) for n in (seeds, MOST_SEEDS))

@@ -17,7 +17,8 @@ def verdict(
 ) -> str:
     """Say what a row of `compare` supports, and what it does not.
 
-    A difference counts as shown where `is_supported` says so; with one seed nothing does.
+    A difference counts as shown where `is_supported` says so; with one seed nothing does, nor
+    with seeds that copy each other.
 
     Args:
         row: of the table that `compare` returned. If it still has `attrs`, the baseline is named.
@@ -26,8 +27,9 @@ def verdict(
 
     >>> row = {"method": "dropout", "seeds": 3, "groups": 5, "mean": 0.75, "low": 0.7, "high": 0.8,
     ...        "difference": 0.02, "difference_low": 0.01, "difference_high": 0.03,
-    ...        "simultaneous_low": 0.01, "simultaneous_high": 0.03, "p": 0.0625,
-    ...        "p_holm": 0.0625, "improvement": 1.0}
+    ...        "simultaneous_low": 0.01, "simultaneous_high": 0.03,
+    ...        "tested_groups": 5, "distinct_seeds": 3, "p": 0.0625, "p_holm": 0.0625,
+    ...        "improvement": 1.0}
     >>> print(verdict(row))
     dropout: no difference is shown: 5 groups cannot reach p < 0.05 in this test, whose least p \
 for them is 0.0625; the score is higher by 0.02 (interval 0.01 to 0.03), in 100 % of the pairs \
@@ -38,11 +40,17 @@ better, which needs more groups to be judged.
     baseline = attrs.get("baseline", "the baseline")
     one = {key: float(row[key]) for key in _NUMBERS}
     method, groups, seeds = str(row["method"]), int(row["groups"]), int(row["seeds"])
+    if math.isnan(one["mean"]):
+        return f"{method}: no {metric} is known, because every value is missing."
     if math.isnan(one["difference"]):
         span = _span(one["low"], one["high"])
+        named = attrs.get("baseline", method)
+        why = "there is nothing to compare it with"
+        if method != named:
+            why = f"none of them where '{named}' has one, so they cannot be compared"
         return (
             f"{method}: mean {metric} {one['mean']:.4g} ({span}) over {_count(groups, 'group')} "
-            f"and {_count(seeds, 'seed')}; there is nothing to compare it with."
+            f"and {_count(seeds, 'seed')}; {why}."
         )
     return f"{method}: {_finding(one, metric, baseline, (groups, seeds), alpha)}."
 
@@ -55,11 +63,14 @@ def is_supported(row: pd.Series | Mapping[str, Any], alpha: float = 0.05) -> boo
     alone knows nothing of other seeds, so one seed supports nothing; the interval alone leans on a
     bootstrap of few seeds.
 
+    Nor do several seeds support anything where their differences are the same in every group: an
+    interval without any spread between seeds is no sign of certainty, but of runs that are copies.
+
     Args:
         row: of the table that `compare` returned.
         alpha: level of the test; that of the interval is `compare`'s.
     """
-    return bool(row["p_holm"] < alpha and row["seeds"] > 1 and _apart(row, "simultaneous"))
+    return bool(row["p_holm"] < alpha and row["distinct_seeds"] > 1 and _apart(row, "simultaneous"))
 
 
 def _apart(row: pd.Series | Mapping[str, Any], interval: str) -> bool:
@@ -69,7 +80,8 @@ def _apart(row: pd.Series | Mapping[str, Any], interval: str) -> bool:
 
 _NUMBERS = (
     *("mean", "low", "high", "difference", "difference_low", "difference_high"),
-    *("simultaneous_low", "simultaneous_high", "p", "p_holm", "improvement", "seeds"),
+    *("simultaneous_low", "simultaneous_high", "tested_groups", "distinct_seeds"),
+    *("p", "p_holm", "improvement"),
 )
 
 
@@ -77,18 +89,30 @@ def _finding(
     one: dict[str, float], metric: str, baseline: str, counts: tuple[int, int], alpha: float
 ) -> str:
     groups, seeds = counts
+    differ = int(one["tested_groups"])
     size = _size(one, metric)
     tested = f"Holm's p {one['p_holm']:.3g}"
-    if least_p(groups) >= alpha:
+    if not differ:
+        return f"no difference is shown: none is there in any of {_count(groups, 'group')}; {size}"
+    if least_p(differ) >= alpha:
+        few = f"{_count(groups, 'group')} cannot"
+        if differ < groups:
+            few = f"only {differ} of {groups} groups differ, which cannot"
         return (
-            f"no difference is shown: {_count(groups, 'group')} cannot reach p < {alpha:g} in this "
-            f"test, whose least p for them is {least_p(groups):.3g}; {size}, which needs more "
+            f"no difference is shown: {few} reach p < {alpha:g} in this "
+            f"test, whose least p for them is {least_p(differ):.3g}; {size}, which needs more "
             "groups to be judged"
         )
     if seeds < 2:
         return (
             "nothing is shown about the method, because another seed may turn it: for this one "
             f"seed {size}, {tested}"
+        )
+    if one["distinct_seeds"] < 2:
+        return (
+            f"nothing is shown about the method: all {seeds} seeds have the same differences in "
+            f"every group, as copies of one run do, so they count as one: {size}, {tested}; see "
+            "whether the runs are copies"
         )
     if is_supported(one, alpha):
         return (
@@ -101,9 +125,9 @@ def _finding(
             "difference is shown"
         )
     # Not the level alone: p is at its floor, which the number of methods multiplied.
-    if one["p"] <= least_p(groups) * (1 + 1e-9):
+    if one["p"] <= least_p(differ) * (1 + 1e-9):
         return (
-            f"no difference is shown: p is the least that {_count(groups, 'group')} can give, but "
+            f"no difference is shown: p is the least that {_count(differ, 'group')} can give, but "
             f"not small enough for so many methods ({tested}); {size}; more groups or fewer "
             "methods would decide"
         )
@@ -133,6 +157,8 @@ def _size(one: dict[str, float], metric: str) -> str:
 def _span(low: float, high: float) -> str:
     if math.isnan(low):
         return "no interval below 3 groups"
+    if low == high:
+        return "no interval, because no spread was seen"
     return f"interval {low:.3g} to {high:.3g}"
 
 

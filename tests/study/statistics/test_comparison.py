@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medseg_reg.study.statistics import compare, holm, rank, verdict
+from medseg_reg.study.statistics import compare, holm, is_supported, rank, verdict
 from medseg_reg.study.statistics.comparison import COLUMNS
 from tests.study.statistics.made import noisy, results
 
@@ -119,6 +119,87 @@ def test_one_seed_shows_nothing_about_a_method():
     assert row["p_holm"] < 0.05
     assert row["difference_low"] > 0
     assert "nothing is shown about the method, because another seed may turn it" in verdict(row)
+
+
+def test_a_difference_that_never_varies_is_no_evidence():
+    table = results(lambda m, s, g: 0.6 + 0.03 * g + 0.01 * s + (m == "dropout") * 0.02, groups=9)
+    row = compare(table, "none", resamples=50).iloc[1]
+    assert row["p_holm"] < 0.05
+    assert row["simultaneous_low"] == row["simultaneous_high"] == pytest.approx(0.02)
+    assert row["distinct_seeds"] == 1
+    assert not is_supported(row)
+    said = verdict(row)
+    assert "nothing is shown" in said
+    assert "all 3 seeds have the same differences" in said
+    assert "no spread was seen" in said
+    assert "interval 0.02 to 0.02" not in said
+
+
+def test_seeds_that_copy_each_other_count_once_and_are_told():
+    def copied(method, seed, group):
+        return 0.6 + 0.02 * group + (method == "dropout") * (0.02 + 0.001 * group)
+
+    found = compare(results(copied, groups=9), "none", resamples=500)
+    row = found.iloc[1]
+    assert row["simultaneous_low"] > 0
+    assert row["p_holm"] < 0.05
+    assert not is_supported(row)
+    assert found.attrs["notes"] == [
+        "demo, unet: dropout: of 3 seeds only 1 has dice differences of its own; the "
+        "others repeat them in every group, as copies of a run do."
+    ]
+    # A third that is no copy leaves two.
+    table = results(lambda m, s, g: copied(m, s, g) + 0.001 * (m == "dropout") * (s == 2), groups=9)
+    found = compare(table, "none", resamples=500)
+    assert found.iloc[1]["distinct_seeds"] == 2
+    assert "of 3 seeds only 2 have" in found.attrs["notes"][0]
+    assert is_supported(found.iloc[1])
+
+
+def test_methods_without_any_difference_are_told_so_and_not_taken_for_copies():
+    found = compare(results(lambda m, s, g: 0.1 * g), "none", resamples=50)
+    assert found.attrs["notes"] == []
+    said = verdict(found.iloc[1])
+    assert "no difference is shown: none is there in any of 8 groups" in said
+    assert "cannot reach" not in said
+
+
+def test_the_least_p_that_is_told_is_that_of_the_groups_that_differ():
+    def few(method, seed, group):
+        gain = (0.1 + 0.01 * group + 0.001 * seed) * (group < 4)
+        return 0.2 + 0.01 * group + gain * (method == "dropout")
+
+    row = compare(results(few, groups=14), "none", resamples=500).iloc[1]
+    assert row["tested_groups"] == 4
+    assert row["p"] == 0.125
+    said = verdict(row)
+    assert "only 4 of 14 groups differ, which cannot reach p < 0.05" in said
+    assert "whose least p for them is 0.125" in said
+
+
+def test_the_least_p_is_that_of_the_groups_that_both_methods_have():
+    table = noisy({"none": 0.0, "dropout": 0.3}, groups=8)
+    lost = (table["method"] == "none") & table["group"].isin(["p00", "p01", "p02"])
+    row = compare(table.assign(value=table["value"].mask(lost)), "none", resamples=50).iloc[1]
+    assert (row["groups"], row["tested_groups"], row["p"]) == (8, 5, 0.0625)
+    assert "only 5 of 8 groups differ, which cannot reach" in verdict(row)
+
+
+def test_a_method_without_any_score_is_told_so():
+    table = noisy({"none": 0.0, "dropout": 0.1, "lost": 0.1})
+    gone = table.assign(value=table["value"].mask(table["method"] == "lost"))
+    row = compare(gone, "none", resamples=50).iloc[2]
+    assert verdict(row) == "lost: no dice is known, because every value is missing."
+    # Its scores are known, but none where the baseline has one.
+    first = table["group"] < "p04"
+    halves = table.assign(
+        value=table["value"]
+        .mask(first & (table["method"] == "none"))
+        .mask(~first & (table["method"] == "lost"))
+    )
+    row = compare(halves, "none", resamples=50).iloc[2]
+    assert "none of them where 'none' has one, so they cannot be compared" in verdict(row)
+    assert "over 4 groups and 3 seeds" in verdict(row)
 
 
 def test_the_baseline_has_words_of_its_own_and_a_plain_mapping_will_do():

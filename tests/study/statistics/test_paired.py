@@ -32,6 +32,8 @@ def by_all_signs(d: list[float], zeros: str) -> float:
         [0.0, 0.1, 0.2, -0.3, 0.0, 0.4, 0.5],
         [0.9 - 0.8, 0.8 - 0.7, -(0.7 - 0.6), 0.5, 0.6, 0.65],
         [0.01] * 8 + [-0.01] * 3,
+        [0.0] * 9 + [0.1, 0.2, 0.3, 0.4],
+        [0.2, 0.2, -0.2, 0.1, 0.3, 0.4, 0.4, 0.5, -0.1, 0.6, 0.6, 0.7, 0.9, 0.8, -0.3],
         [-0.2],
     ],
 )
@@ -54,6 +56,12 @@ def test_large_samples_and_samples_without_ties_are_scipys():
 def test_the_least_p_is_reached_and_five_groups_cannot_reach_five_percent(groups):
     assert signed_rank(np.arange(1, groups + 1)) == pytest.approx(least_p(groups))
     assert (least_p(groups) < 0.05) == (groups > 5)
+
+
+@pytest.mark.parametrize("zeros", ["pratt", "wilcox", "zsplit"])
+def test_zeros_take_part_in_no_sign_so_they_do_not_lower_the_least_p(zeros):
+    # The normal approximation would say 0.046 by Pratt's ranks.
+    assert signed_rank([0.1, 0.2, 0.3, 0.4] + [0.0] * 9, zeros) == pytest.approx(least_p(4))
 
 
 def test_nothing_and_zeros():

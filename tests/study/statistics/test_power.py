@@ -9,7 +9,7 @@ from scipy import stats
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.statistics import detectable_difference, seeds_needed
 from medseg_reg.study.statistics.power import Spread, power_of, spread_of
-from tests.study.statistics.made import noisy
+from tests.study.statistics.made import noisy, results
 
 PILOT = noisy({"none": 0.0, "dropout": 0.01}, seeds=5, groups=12)
 
@@ -75,3 +75,10 @@ def test_groups_with_a_missing_value_are_left_out_by_name():
     found = seeds_needed(table, "none", 0.02)
     assert found["groups"].item() == 11
     assert "dropout: 1 of 12 groups lack a value" in found.attrs["notes"][1]
+
+
+def test_seeds_that_copy_each_other_are_no_pilot():
+    table = results(lambda m, s, g: 0.6 + 0.01 * g + (m == "dropout") * (0.02 + 0.001 * g))
+    found = seeds_needed(table, "none", 0.02)
+    assert found[["sd_seeds", "power", "seeds_needed", "detectable"]].isna().all(axis=None)
+    assert "all seeds have the same differences" in found.attrs["notes"][0]
