@@ -6,32 +6,18 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from medseg_reg.engine.run_directory import RunDirectory, manifest_hash
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import EXIT_INTERRUPTED, Interrupted, MedsegError
-from medseg_reg.files import read_json, replacing, write_text
+from medseg_reg.files import read_json, write_text
 from medseg_reg.study import worker
+from medseg_reg.study.failures import Failure, FailureTable, last_error
 from medseg_reg.study.grid import Cell
-from medseg_reg.study.pool import ATTEMPT, Job, Pool
+from medseg_reg.study.pool import Job, Pool
 from medseg_reg.study.spec import StudySpec
-
-FAILURE_COLUMNS = ("dataset", "network", "method", "seed", "part", "exit_code", "error", "log")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that failed: how its process ended, and the last thing that it said."""
-
-    cell: Cell
-    code: int
-    error: str
-    log: str
 
 
 def is_finished(cell: Cell, study: StudySpec) -> bool:
@@ -87,21 +73,23 @@ def run_cells(
         tell: gets a line for each run that has ended.
 
     Raises:
-        Interrupted: a signal asked to stop; all runs have checkpoints.
+        Interrupted: a signal asked to stop before all runs had ended; those begun have
+            checkpoints.
     """
     todo = [cell for cell in cells if not is_finished(cell, study)]
     by_name = {cell.path: cell for cell in todo}
     failures: list[Failure] = []
-    write_failures(study, failures)
+    table = FailureTable(study.directory / "failures.csv", todo)
     progress = _Progress(study, len(cells), todo, pool.size)
 
     def end(job: Job, code: int, seconds: float) -> None:
-        cell = by_name[job.name]
+        cell, failure = by_name[job.name], None
         if code != 0:
             log = job.log.relative_to(study.directory).as_posix()
-            failures.append(Failure(cell, code, last_error(job.log, code), log))
-            write_failures(study, failures)
-        tell(progress.line(cell, failures[-1] if code else None, seconds))
+            failure = Failure(cell, code, last_error(job.log, code), log)
+            failures.append(failure)
+        table.ended(cell, failure)
+        tell(progress.line(cell, failure, seconds))
 
     try:
         run_jobs((_job(study, cell) for cell in todo), pool, end)
@@ -123,17 +111,20 @@ def _job(study: StudySpec, cell: Cell) -> Job:
     return Job(cell.path, tuple(worker.command(config, coadaptation=settings)), log)
 
 
-def run_jobs(jobs: Iterable[Job], pool: Pool, end: Callable[[Job, int, float], None]) -> None:
+def run_jobs(jobs: Iterable[Job], pool: Pool, end: Callable[[Job, int, float], None]) -> bool:
     """Work off jobs; `end` is called with each that has ended, its exit code and its seconds.
 
     Jobs that end because they were asked to stop are not passed to `end`.
 
+    Returns:
+        Whether a signal asked to stop, too late to stop any of them.
+
     Raises:
-        Interrupted: a signal asked to stop. All jobs have ended.
+        Interrupted: a signal asked to stop before all jobs were done. None is at work any more.
     """
     waiting, began = iter(jobs), {}
     following = next(waiting, None)
-    stopping = False
+    stopping = stopped = False
     with StopRequest() as stop:
         try:
             while began or (following is not None and not stop.requested):
@@ -146,45 +137,18 @@ def run_jobs(jobs: Iterable[Job], pool: Pool, end: Callable[[Job, int, float], N
                     pool.stop()
                 for job, code in pool.ended():
                     seconds = time.monotonic() - began.pop(job.name)
-                    if not (stopping and code in (EXIT_INTERRUPTED, -signal.SIGTERM)):
+                    if stop.requested and code in (EXIT_INTERRUPTED, -signal.SIGTERM):
+                        stopped = True
+                    else:
                         end(job, code, seconds)
         except BaseException as error:
             pool.kill()
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("Those at work were stopped at once.") from None
             raise
-    if stop.requested:
+    if stopped or following is not None:
         raise Interrupted("Those at work have stopped after a checkpoint.")
-
-
-def last_error(log: Path, code: int) -> str:
-    """Return in one line why a run failed: its last error, or the signal that ended it."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (by hand, or because memory ran out)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    lines = []
-    if log.exists():
-        text = log.read_bytes()[-20_000:].decode(errors="replace").rpartition(ATTEMPT)[2]
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or [f"ended with exit code {code} and said nothing"])[-1][:500]
-
-
-def write_failures(study: StudySpec, failures: Sequence[Failure]) -> None:
-    """Write failures.csv; without failures there is none."""
-    path = study.directory / "failures.csv"
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    rows = []
-    for one in failures:
-        cell = one.cell
-        where = (cell.dataset, cell.network, cell.method, cell.seed, cell.part)
-        rows.append((*where, one.code, one.error, one.log))
-    table = pd.DataFrame(rows, columns=FAILURE_COLUMNS)
-    with replacing(path) as temporary:
-        table.sort_values(list(FAILURE_COLUMNS[:5])).to_csv(temporary, index=False)
+    return stop.requested
 
 
 class _Progress:

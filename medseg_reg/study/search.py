@@ -24,13 +24,14 @@ from medseg_reg.config import Config, parse_config
 from medseg_reg.config_base import Closed, Positive
 from medseg_reg.config_file import origins, read_yaml, with_overrides
 from medseg_reg.engine.run_directory import RunDirectory
-from medseg_reg.errors import MedsegError, run_main
+from medseg_reg.errors import Interrupted, MedsegError, run_main
 from medseg_reg.files import replacing, require_writable, write_text
 from medseg_reg.study import worker
+from medseg_reg.study.failures import last_error
 from medseg_reg.study.grid import flow
 from medseg_reg.study.lock import locked
 from medseg_reg.study.pool import Job, LocalPool, Pool
-from medseg_reg.study.runner import last_error, run_jobs
+from medseg_reg.study.runner import run_jobs
 from medseg_reg.study.spec import ManyRuns, Seed, as_seeds, read_spec
 
 
@@ -184,14 +185,17 @@ def run_search(search: SearchSpec, pool: Pool) -> pd.DataFrame:
     """Run all trials, and return them with their scores, the best first.
 
     Raises:
-        Interrupted: a signal asked to stop; all runs have checkpoints.
+        Interrupted: a signal asked to stop before the last trial had ended; those begun have
+            checkpoints.
     """
     scores: dict[int, float] = {}
     done: list[Trial] = []
     rounds = grid_trials(search) if search.method == "grid" else optuna_trials(search, scores)
-    table = pd.DataFrame()
+    table, asked_to_stop = pd.DataFrame(), False
     for trials in rounds:
-        _run_round(search, trials, pool)
+        if asked_to_stop:
+            raise Interrupted(f"{len(done)} trials have ended. The same command goes on.")
+        asked_to_stop = _run_round(search, trials, pool)
         for trial in trials:
             scores[trial.number] = score_of(trial, search.monitor)
             print(f"trial {trial.number}: {trial.parameters}: {scores[trial.number]:.4f}")
@@ -208,7 +212,8 @@ def run_search(search: SearchSpec, pool: Pool) -> pd.DataFrame:
     return table
 
 
-def _run_round(search: SearchSpec, trials: Sequence[Trial], pool: Pool) -> None:
+def _run_round(search: SearchSpec, trials: Sequence[Trial], pool: Pool) -> bool:
+    """Run trials that do not wait for each other; return whether a signal came at the very end."""
     configs = {name: config for trial in trials for name, config in trial.runs.items()}
     jobs = []
     for name, config in configs.items():
@@ -226,7 +231,7 @@ def _run_round(search: SearchSpec, trials: Sequence[Trial], pool: Pool) -> None:
         if code != 0:
             print(f"{job.name} FAILED: {last_error(job.log, code)} (see {job.log})", flush=True)
 
-    run_jobs(jobs, pool, end)
+    return run_jobs(jobs, pool, end)
 
 
 def score_of(trial: Trial, monitor: str) -> float:

@@ -1,4 +1,6 @@
-"""Tiny studies for tests, and a pool that forks, so that a run need not import everything anew."""
+"""Tiny studies for tests, and pools for them: one forks, so that a run need not import everything
+anew; the jobs of the other only end.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,36 @@ class ForkPool:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         self._children.clear()
+
+
+class MadePool:
+    """Jobs that do nothing and end with the codes that are given, else with 0, one at a time.
+
+    Args:
+        codes: by name of the job.
+        signal_at: while this job ends, the process is asked to stop.
+    """
+
+    size = 1
+
+    def __init__(self, codes: Mapping[str, int] | None = None, signal_at: str = "") -> None:
+        self.codes, self.signal_at = codes or {}, signal_at
+        self.jobs: list[Job] = []
+
+    def start(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def ended(self) -> list[tuple[Job, int]]:
+        job = self.jobs.pop()
+        if job.name == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [(job, self.codes.get(job.name, 0))]
+
+    def stop(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.jobs.clear()
 
 
 def _work(job: Job) -> None:

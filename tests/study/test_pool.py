@@ -12,9 +12,9 @@ import pytest
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.study import worker
+from medseg_reg.study.failures import last_error
 from medseg_reg.study.lock import locked
 from medseg_reg.study.pool import Job, LocalPool
-from medseg_reg.study.runner import last_error
 
 LEASHED = "from medseg_reg.study.worker import hold_leash; hold_leash(); import time; "
 
@@ -99,16 +99,6 @@ def test_no_process_outlives_a_study_that_is_killed(tmp_path):
     # The lock is free only when the last process has ended, so another study cannot meet it.
     with locked(tmp_path):
         assert not alive(int(pid_file.read_text()))
-
-
-def test_a_failure_is_told_by_its_last_error(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("epoch 1\nerror: data/store: does not exist.\nsome warning at the end\n")
-    assert last_error(log, 2) == "error: data/store: does not exist."
-    log.write_text("Traceback ...\n  x = 1 / 0\nZeroDivisionError: division by zero\n\n")
-    assert last_error(log, 1) == "ZeroDivisionError: division by zero"
-    assert last_error(tmp_path / "none", 1) == "ended with exit code 1 and said nothing"
-    assert last_error(log, -9).startswith("killed by SIGKILL")
 
 
 def test_an_error_of_an_earlier_attempt_is_not_that_of_this_one(tmp_path):

@@ -12,10 +12,17 @@ import yaml
 from medseg_reg.config import load_config
 from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
-from medseg_reg.errors import MedsegError
-from medseg_reg.study.search import SearchSpec, load_search, optuna_trials, run_search
+from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.study import search as search_module
+from medseg_reg.study.search import (
+    SearchSpec,
+    grid_trials,
+    load_search,
+    optuna_trials,
+    run_search,
+)
 from tests.stores import make_store
-from tests.study.studies import ForkPool
+from tests.study.studies import ForkPool, MadePool
 from tests.training import tiny_config, write_config
 
 import medseg_reg.train  # noqa: F401  isort: skip
@@ -61,6 +68,25 @@ def test_the_better_value_is_found_whatever_the_test_part_holds(tmp_path):
     assert best.optimizer.lr == 1e-2
     assert best.run == "runs/{name}/seed{seed}"
     SliceStore(best.data.store)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stop_between_two_rounds_is_obeyed_and_one_after_the_last_is_too_late(
+    tmp_path, monkeypatch, last
+):
+    search = search_of(tmp_path / "store", tmp_path)
+    search.directory.mkdir(parents=True)
+    (trials,) = grid_trials(search)
+    monkeypatch.setattr(search_module, "grid_trials", lambda _: ([one] for one in trials))
+    monkeypatch.setattr(search_module, "score_of", lambda trial, _: 0.5 + trial.number)
+    pool = MadePool(signal_at=f"trial{int(last):04d}/seed0")
+    if last:
+        assert run_search(search, pool)["trial"].tolist() == [1, 0]
+        assert (search.directory / "best.yaml").exists()
+    else:
+        with pytest.raises(Interrupted, match="1 trials have ended"):
+            run_search(search, pool)
+        assert not (search.directory / "best.yaml").exists()
 
 
 @pytest.mark.parametrize(
