@@ -16,7 +16,7 @@ from medseg_reg.insertion.placement import check_kind
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
 from medseg_reg.insertion.running import Example, arguments, device_of, quietly
-from medseg_reg.regularizers import Regularizer
+from medseg_reg.regularizers import Regularizer, TokenMerging
 
 # A block that stochastic depth leaves out by chance is hardly left out eight times.
 _PASSES = 8
@@ -54,6 +54,13 @@ def check_suited(layer: Regularizer, where: Place, owner: str) -> None:
         raise MedsegError(f"{owner} at '{where.name}': {where.problem}")
     if where.masks and not layer.hides_keys:
         raise MedsegError(f"{owner} at '{where.name}': {needs_weights(where.path)}")
+    if isinstance(layer, TokenMerging) and layer.proportional:
+        for keys in where.keys:
+            if keys.problem:
+                raise MedsegError(
+                    f"{owner} at '{where.name}': merged tokens cannot count as many as they are, "
+                    f"for {keys.problem} Or pass proportional=False."
+                )
 
 
 def check_training(

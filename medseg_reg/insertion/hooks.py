@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from medseg_reg.insertion.placement import fill
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
+from medseg_reg.insertion.sequence import hang_sequence
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.insertion.views import MAP, View, idle
-from medseg_reg.regularizers import PatchDropout, Regularizer
+from medseg_reg.regularizers import PatchDropout, Regularizer, TokenMerging
 from medseg_reg.regularizers.guided_dropout import received_attention
 
 _CHILD = "regularizer"
@@ -63,6 +64,16 @@ class ArgumentHook(LayerHook):
         """Return the arguments, one of them changed by the layer."""
         index = int(self.argument or 0)
         return (*args[:index], self.changed(module, args[index]), *args[index + 1 :])
+
+
+class CallHook(LayerHook):
+    """Shows tokens (B, N, C) to a layer, which changes them elsewhere."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Call the layer."""
+        layer = getattr(module, self.child)
+        if layer.acting or not torch.compiler.is_exporting():
+            layer(args[int(self.argument or 0)].transpose(1, 2))
 
 
 class KeywordHook(LayerHook):
@@ -145,39 +156,6 @@ class PaddingHook:
 
 
 @dataclass(eq=False)
-class GatherHook:
-    """Lets a block run on the tokens that a layer keeps.
-
-    It holds the layer itself, which is beside the module, not inside: copies of a network have
-    both.
-
-    Attributes:
-        layer: the layer.
-    """
-
-    layer: PatchDropout
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Return the arguments, with a part of the tokens."""
-        return None if self.layer.kept is None else (self.layer.gathered(args[0]), *args[1:])
-
-
-@dataclass(eq=False)
-class CompleteHook:
-    """Puts the mask token for the tokens that a block did not get.
-
-    Attributes:
-        layer: the layer.
-    """
-
-    layer: PatchDropout
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
-        """Return all tokens."""
-        return None if self.layer.kept is None else self.layer.completed(output)
-
-
-@dataclass(eq=False)
 class SampleCounter:
     """Tells a layer inside a module how many samples the module got.
 
@@ -215,6 +193,9 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
     elif where.argument is None:
         hook = OutputHook(child, where.name, None, where.view)
         handle = host.register_forward_hook(hook)
+    elif isinstance(layer, TokenMerging):
+        hook = CallHook(child, where.name, where.argument, where.view)
+        handle = host.register_forward_pre_hook(hook)
     elif isinstance(where.argument, int):
         hook = ArgumentHook(child, where.name, where.argument, where.view)
         handle = host.register_forward_pre_hook(hook)
@@ -225,10 +206,7 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
     wanted = where.kind != "attention" or hasattr(layer, "padding")
     if where.block is not None and wanted:
         hook.handles.append(_hang_around(model.get_submodule(where.block), where, path, layer))
-    for block in map(model.get_submodule, where.chain):
-        if isinstance(layer, PatchDropout):
-            hook.handles.append(block.register_forward_pre_hook(GatherHook(layer)))
-            hook.handles.append(block.register_forward_hook(CompleteHook(layer)))
+    hook.handles += hang_sequence(model, where, layer)
     return Placement(where.name, path, type(layer).__name__, float(layer.p))
 
 

@@ -17,6 +17,7 @@ from medseg_reg.insertion.places import Place, find_places, path_places
 from medseg_reg.insertion.report import Placement, PlacementReport
 from medseg_reg.insertion.running import Example
 from medseg_reg.insertion.selection import choose
+from medseg_reg.insertion.sequence import check_alone
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.regularizers import Regularizer, build, regularizer_class, regularizer_names
 
@@ -66,6 +67,7 @@ def insert(
     layers = [make() for _ in found]
     for where, layer in zip(found, layers, strict=True):
         check_suited(layer, where, owner)
+        check_alone(model, where, owner)
         layer.prefix_tokens = where.prefix if hasattr(layer, "prefix_tokens") else 0
     return _filled(model, example, found, layers, owner)
 

@@ -37,7 +37,7 @@ from medseg_reg.insertion.graph import Graph, Step, Value, record
 from medseg_reg.insertion.running import Example, arguments, call, device_of, quietly
 from medseg_reg.insertion.selection import kind_of
 from medseg_reg.insertion.slots import Slot, has_own_slots, slots
-from medseg_reg.insertion.tokens import Claim, Tokens
+from medseg_reg.insertion.tokens import Claim, Keys, Tokens
 from medseg_reg.insertion.views import MAP, View
 
 
@@ -63,6 +63,7 @@ class Place:
         problem: why no layer can be put here; empty where one can.
         note: what is odd here.
         chain: for `tokens`: the modules that they go through one after the other.
+        keys: for `tokens`: those of the attentions inside.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Place:
     problem: str = ""
     note: str = ""
     chain: tuple[str, ...] = ()
+    keys: tuple[Keys, ...] = ()
 
     def __str__(self) -> str:
         """Name, size and module, for a list to read."""
@@ -217,6 +219,7 @@ def _token_places(flow: Flow) -> list[tuple[int, Place]]:
             claim.problem,
             claim.note,
             claim.chain,
+            claim.keys,
         )
         found.append((claim.door.index, place))
     return found

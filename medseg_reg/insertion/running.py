@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import conv
 
 from medseg_reg.errors import MedsegError
+from medseg_reg.regularizers import TokenMerging
 
 # An input, or the arguments of the network's forward pass.
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
@@ -61,11 +62,22 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quietly(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and torch's random state are restored."""
+    """Evaluation mode without gradients; modes and torch's random state are restored.
+
+    Layers that change the number of tokens in evaluation do not, so that the places of others are
+    those of the network.
+    """
+    acting = [m for m in model.modules() if isinstance(m, TokenMerging) and m.in_evaluation]
     with modes_kept(model):
         model.eval()
-        with torch.no_grad(), seeded(device):
-            yield
+        for layer in acting:
+            layer.in_evaluation = False
+        try:
+            with torch.no_grad(), seeded(device):
+                yield
+        finally:
+            for layer in acting:
+                layer.in_evaluation = True
 
 
 def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

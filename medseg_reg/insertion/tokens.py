@@ -16,6 +16,23 @@ from medseg_reg.insertion.views import MAP, ChannelsLast, Heads, View
 
 
 @dataclass(frozen=True)
+class Keys:
+    """Where something meets the keys of an attention.
+
+    Attributes:
+        path: the module.
+        argument: the weights are this argument of it; None: they are its output.
+        masks: the weights are never there, and the argument masks them.
+        problem: why there is no such place; empty where there is one.
+    """
+
+    path: str
+    argument: int | str | None = None
+    masks: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Claim:
     """A place of tokens, at one call of its module.
 
@@ -34,6 +51,7 @@ class Claim:
         problem: why no layer can be put there.
         note: what is odd there.
         chain: the modules that tokens go through one after the other, the door's first.
+        keys: those of the attentions inside the chain.
     """
 
     kind: str
@@ -49,6 +67,7 @@ class Claim:
     problem: str = ""
     note: str = ""
     chain: tuple[str, ...] = ()
+    keys: tuple[Keys, ...] = ()
 
 
 class Tokens(Attentions):
@@ -187,7 +206,17 @@ class Tokens(Attentions):
             prefix=self.prefix(self.attentions[0]),
             problem=self._broken(chain, shape),
             chain=tuple(chain),
+            keys=tuple(map(self._keys, self.attentions)),
         )
+
+    def _keys(self, attention: Attention) -> Keys:
+        """Return where the keys of an attention can be given weights."""
+        claim = next(self._weights(attention), None)
+        if claim is None:
+            path = attention.product.path
+            return Keys(path, problem=f"the weights of '{path}' are made and read in one go.")
+        argument = claim.door.argument if claim.argument is None else claim.argument
+        return Keys(claim.door.path, argument, claim.masks, claim.problem)
 
     def _broken(self, chain: list[str], shape: tuple[int, ...]) -> str:
         """Say why blocks could not run on a part of the tokens; empty if they can."""
@@ -195,7 +224,7 @@ class Tokens(Attentions):
         if len(shape) != 3 or sizes != {(shape[1], shape[1])}:
             return (
                 "its attention sees windows or fewer keys than tokens, which cannot be left out "
-                "one by one. Use drop_key or guided_key_dropout."
+                "or merged one by one. Use drop_key or guided_key_dropout."
             )
         before: Value | None = None
         for path in chain:

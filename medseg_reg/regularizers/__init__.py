@@ -18,6 +18,7 @@
 | ``guided_key_dropout`` | `GuidedKeyDropout` | tokens for all others, guided by attention |
 | ``guided_residual_dropout`` | `GuidedResidualDropout` | tokens in a block, guided by attention |
 | ``patch_dropout`` | `PatchDropout` | patches of a transformer, for mask tokens |
+| ``token_merging`` | `TokenMerging` | patches, merged into others that are like them |
 | ``prob_drop_block`` | `ProbDropBlock` | blocks of pixels, rather around strong activations |
 | ``structural_dropout`` | `StructuralDropout` | all channels above a random cutoff |
 | ``clustering_dropout`` | `ClusteringDropout` | channels of weak response (a reconstruction) |
@@ -122,6 +123,15 @@ from medseg_reg.regularizers.structural_dropout import (
     structural_dropout,
     width_scale,
 )
+from medseg_reg.regularizers.token_merging import (
+    TokenGroups,
+    TokenMerging,
+    match_tokens,
+    merge_tokens,
+    token_merging,
+    unmerge_tokens,
+    weigh_keys,
+)
 from medseg_reg.regularizers.weighted_channel_dropout import (
     WeightedChannelDropout,
     weighted_channel_dropout,
@@ -155,6 +165,8 @@ __all__ = [
     "SpatialDropout",
     "StochasticDepth",
     "StructuralDropout",
+    "TokenGroups",
+    "TokenMerging",
     "TreeDropout",
     "WeightedChannelDropout",
     "adcm",
@@ -188,6 +200,8 @@ __all__ = [
     "kept_channels",
     "kept_patches",
     "leaf_shares",
+    "match_tokens",
+    "merge_tokens",
     "nsdropout",
     "patch_dropout",
     "patches_with_foreground",
@@ -203,8 +217,11 @@ __all__ = [
     "stochastic_depth",
     "stochastic_pool",
     "structural_dropout",
+    "token_merging",
     "tree_dropout",
     "tree_mixture",
+    "unmerge_tokens",
+    "weigh_keys",
     "weighted_channel_dropout",
     "width_scale",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import conversion, growth, layers, steps, training
+from benchmarks import conversion, growth, layers, steps, tokens, training
 from benchmarks.loading import loops, measure_loading, quartiles
 from benchmarks.ratios import Row, markdown, rows_of
 from data_prep.phantom import make_demo
@@ -96,6 +96,18 @@ def test_the_layers_stand_beside_dropout_a_convolution_and_a_copy(monkeypatch):
     found = layers.rows(argparse.Namespace(full=False, device="cpu"))
     assert {row.name for row in found} == {*layers.BESIDE, "spatial_dropout"}
     assert {row.against for row in found} == {*layers.BESIDE[:2], "map"}
+
+
+def test_networks_on_fewer_tokens_stand_beside_one_on_all(monkeypatch):
+    pytest.importorskip("einops")
+    monkeypatch.setattr(tokens, "BLOCKS", 1)
+    words = ["--sides", "4", "--width", "12", "--batch", "1", "--rounds", "1"]
+    found = tokens.rows(tokens.parser().parse_args(words))
+    names = ["plain", *tokens.LAYERS]
+    assert [row.name for row in found] == names * 2
+    parts = {"training step, 16 patches", "evaluation, 16 patches"}
+    assert {row.part for row in found} == parts
+    assert all(row.against == "plain" and row.ratio > 0 for row in found)
 
 
 def test_growth_is_told_for_maps_cases_and_workers(monkeypatch):

@@ -110,6 +110,19 @@ def test_the_mask_token_is_learned_and_loaded_with_the_run(
     assert list(load_run_network(plain).state_dict()) == list(network.state_dict())
 
 
+def test_token_merging_trains_by_a_configuration_and_acts_in_evaluation_if_asked_to(
+    store: SliceStore, tmp_path: Path
+) -> None:
+    merging = {"name": "token_merging", "p": 0.5, "in_evaluation": True, "schedule": "linear"}
+    run = train(store, tmp_path / "run", [merging])
+    network = load_run_network(run)
+    layer = network.get_submodule(path_of(network))
+    x = torch.rand(1, 1, 32, 32)
+    ours = network(x)
+    layer.in_evaluation = False
+    assert not torch.equal(network(x), ours)
+
+
 def path_of(network: torch.nn.Module) -> str:
     """Where the layer is: networks of other packages are wrapped."""
     return next(path for path, _ in network.named_modules() if path.endswith(LAYER))

@@ -46,7 +46,8 @@ def everywhere(case: Case) -> list[str]:
 def test_the_places_are_those_of_the_architecture(case: Case) -> None:
     network = case.network()
     places = find_places(network, case.example())
-    # These two take layers of their own, in test_attention.py and test_patch_dropout.py.
+    # These two take layers of their own, in test_attention.py, test_patch_dropout.py and
+    # test_token_merging.py.
     kinds = [one.kind for one in places if one.kind not in ("block_residual", "tokens")]
     assert Counter(kinds) == {"input": 1, **case.kinds}
     parts = Counter(

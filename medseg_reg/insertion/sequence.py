@@ -1,0 +1,178 @@
+"""Hooks that let the blocks of a transformer run on fewer tokens than their readers find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from medseg_reg.errors import MedsegError
+from medseg_reg.insertion.places import Place
+from medseg_reg.insertion.tokens import Keys
+from medseg_reg.regularizers import PatchDropout, Regularizer, TokenMerging, weigh_keys
+
+
+@dataclass(eq=False)
+class GatherHook:
+    """Lets a block run on the tokens that a layer keeps.
+
+    It holds the layer itself, which is beside the module, not inside: copies of a network have
+    both.
+
+    Attributes:
+        layer: the layer.
+    """
+
+    layer: PatchDropout
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Return the arguments, with a part of the tokens."""
+        return None if self.layer.kept is None else (self.layer.gathered(args[0]), *args[1:])
+
+
+@dataclass(eq=False)
+class CompleteHook:
+    """Puts the mask token for the tokens that a block did not get.
+
+    Attributes:
+        layer: the layer.
+    """
+
+    layer: PatchDropout
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        """Return all tokens."""
+        return None if self.layer.kept is None else self.layer.completed(output)
+
+
+@dataclass(eq=False)
+class MergeHook:
+    """Lets a block run on groups of tokens.
+
+    Attributes:
+        layer: which merges them.
+    """
+
+    layer: TokenMerging
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Return the arguments, with groups in place of the tokens."""
+        merged = self.layer.enter(args[0])
+        return None if merged is args[0] else (merged, *args[1:])
+
+
+@dataclass(eq=False)
+class UnmergeHook:
+    """Gives each token what a block made of its group.
+
+    Attributes:
+        layer: which merged them.
+    """
+
+    layer: TokenMerging
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        """Return all tokens."""
+        return None if self.layer.groups is None else self.layer.leave(output)
+
+
+@dataclass(eq=False)
+class SizeHook:
+    """Lets the keys of an attention count as often as there are tokens in their group.
+
+    Attributes:
+        layer: which merged them.
+        argument: of the module, where the weights are one, or a mask of them.
+    """
+
+    layer: TokenMerging
+    argument: int | str | None = None
+
+    def changed(self, weights: Tensor) -> Tensor:
+        """Return weights (B, heads, queries, keys) by the sizes of the groups."""
+        groups = self.layer.groups
+        return weights if groups is None else weigh_keys(weights, groups.sizes)
+
+
+class SizeOutputHook(SizeHook):
+    """The weights are what a module returns."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        """Return the changed weights."""
+        return self.changed(output)
+
+
+class SizeArgumentHook(SizeHook):
+    """The weights are an argument."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments, with changed weights."""
+        if isinstance(self.argument, int):
+            where = self.argument
+            return (*args[:where], self.changed(args[where]), *args[where + 1 :]), kwargs
+        key = str(self.argument)
+        return args, {**kwargs, key: self.changed(kwargs[key])}
+
+
+class SizeMaskHook(SizeHook):
+    """The weights are never there: their logits get the logarithm of the sizes."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments, with a mask that is added to the logits."""
+        groups = self.layer.groups
+        if groups is None:
+            return None
+        key = str(self.argument)
+        bias, mask = groups.sizes.log()[:, None, None, :].to(args[0].dtype), kwargs.get(key)
+        if mask is not None:
+            hidden = mask.dtype is torch.bool
+            bias = torch.where(mask, bias, -torch.inf) if hidden else bias + mask
+        return args, {**kwargs, key: bias}
+
+
+def check_alone(model: nn.Module, where: Place, owner: str) -> None:
+    """See whether the blocks of a place run on all of their tokens as yet.
+
+    Raises:
+        MedsegError: another layer lets them run on fewer.
+    """
+    for path in where.chain:
+        for hook in model.get_submodule(path)._forward_pre_hooks.values():
+            if isinstance(hook, (GatherHook, MergeHook)):
+                raise MedsegError(
+                    f"{owner} at '{where.name}': '{path}' runs on fewer tokens already, for "
+                    f"{type(hook.layer).__name__}. Take that out first."
+                )
+
+
+def hang_sequence(model: nn.Module, where: Place, layer: Regularizer) -> list[RemovableHandle]:
+    """Hang on the blocks of a place what lets them run on fewer tokens, if the layer is for that.
+
+    Returns:
+        What takes it off again.
+    """
+    handles: list[RemovableHandle] = []
+    for block in map(model.get_submodule, where.chain):
+        if isinstance(layer, PatchDropout):
+            handles.append(block.register_forward_pre_hook(GatherHook(layer)))
+            handles.append(block.register_forward_hook(CompleteHook(layer)))
+        elif isinstance(layer, TokenMerging):
+            handles.append(block.register_forward_pre_hook(MergeHook(layer)))
+            handles.append(block.register_forward_hook(UnmergeHook(layer)))
+    if isinstance(layer, TokenMerging) and layer.proportional:
+        handles += [_weighed(model, keys, layer) for keys in where.keys]
+    return handles
+
+
+def _weighed(model: nn.Module, keys: Keys, layer: TokenMerging) -> RemovableHandle:
+    module = model.get_submodule(keys.path)
+    if keys.masks:
+        hook = SizeMaskHook(layer, keys.argument)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    if keys.argument is None:
+        return module.register_forward_hook(SizeOutputHook(layer))
+    argument = SizeArgumentHook(layer, keys.argument)
+    return module.register_forward_pre_hook(argument, with_kwargs=True)
