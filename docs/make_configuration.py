@@ -146,8 +146,8 @@ MEANINGS = {
     "regularization.error.label_smoothing": "Label smoothing s of the cross-entropy: of K "
     "classes the true one has the target 1 - s + s / K, the others s / K.",
     "regularization.penalty.weight_decay": "Group 4, penalty: with `adam` and `sgd` an L2 "
-    "penalty, with `adamw` decoupled weight decay; see [training](training.md#penalties). Biases "
-    "and normalization layers are exempt.",
+    "penalty, with `adamw` decoupled weight decay; see [training](training.md#penalties). Biases, "
+    "normalization layers, and the tables of positions of transformers are exempt.",
     "regularization.penalty.l1": "Weight of the sum of absolute weights in the loss, with the same "
     "exemptions.",
     "regularization.optimization.early_stopping": "Group 5, optimization: if set, stop when a "

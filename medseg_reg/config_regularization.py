@@ -213,7 +213,10 @@ class ErrorSpec(Closed):
 
 
 class PenaltySpec(Closed):
-    """Penalties on the weights w of convolutions; biases and normalization layers are exempt.
+    """Penalties on the weights w of convolutions and linear layers.
+
+    Biases, normalization layers, layer scale, and the tables and tokens of transformers (positions,
+    relative position bias, class token) are exempt.
 
     Attributes:
         weight_decay: with `adam` and `sgd` an L2 penalty: weight_decay * w is added to the

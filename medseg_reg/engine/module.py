@@ -26,8 +26,22 @@ from medseg_reg.regularizers.protocols import PenaltyGiver
 CHECK_EVERY = 10
 
 
+# Tables that are looked up and added, not weights that multiply: the published codes of ViT, Swin
+# and their kin exempt them. Timm, MONAI and torchvision call them so.
+_LOOKED_UP = (
+    "cls_token",
+    "dist_token",
+    "mask_token",
+    "pos_embed",
+    "pos_embedding",
+    "position_embeddings",
+    "reg_token",
+    "relative_position_bias_table",
+)
+
+
 def decaying_group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the group of an optimizer to which weight decay applies: convolutions' weights."""
+    """Return the group of an optimizer to which weight decay applies: weights that multiply."""
     return optimizer.param_groups[0]
 
 
@@ -74,9 +88,10 @@ class SegmentationModule(L.LightningModule):
         self.val_counts = torch.zeros(0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer; decay applies to convolutions' weights alone, see `PenaltySpec`."""
+        """Return the optimizer; decay applies to weights that multiply alone, see `PenaltySpec`."""
         spec, decay = self.config.optimizer, self.config.regularization.penalty.weight_decay
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        penalized = set(self._weights())
+        others = [p for p in self.network.parameters() if p not in penalized]
         # The first group is that of `decaying_group`.
         groups: list[dict[str, Any]] = [
             {"params": self._weights(), "weight_decay": decay},
@@ -209,8 +224,12 @@ class SegmentationModule(L.LightningModule):
         return total
 
     def _weights(self) -> list[nn.Parameter]:
-        """Return what penalties apply to: no biases, no normalization layers."""
-        return [p for p in self.network.parameters() if p.ndim > 1]
+        """Return what penalties apply to: no biases, normalization layers, tables of positions."""
+        return [
+            p
+            for name, p in self.network.named_parameters()
+            if p.ndim > 1 and name.rpartition(".")[2] not in _LOOKED_UP
+        ]
 
     def _image(self, batch: dict[str, Any]) -> Tensor:
         image: Tensor = batch["image"]

@@ -80,6 +80,19 @@ def module_kind(module: nn.Module) -> str | None:
     return None
 
 
+def own_drop_path(module: nn.Module | None) -> str:
+    """Say so where a network drops what goes through a module itself; empty if it does not.
+
+    Timm, MONAI and segmentation-models-pytorch call the layer DropPath, torchvision
+    StochasticDepth.
+    """
+    name = type(module).__name__
+    rate = {"DropPath": "drop_prob", "StochasticDepth": "p"}.get(name, "")
+    if not getattr(module, rate, 0.0):
+        return ""
+    return f"the network drops these branches by a {name} of its own; both rates act"
+
+
 def function_name(function: Callable[..., Any]) -> str:
     """Return a function's name without the underscores of operators and in-place variants."""
     return str(getattr(function, "__name__", function)).strip("_")

@@ -121,11 +121,18 @@ def find_places(model: nn.Module, example: Example) -> list[Place]:
 def path_places(graph: Graph, globs: Sequence[str], owner: str) -> list[Place]:
     """Return a place behind each module whose path matches a pattern.
 
+    It is one of maps, or one where tokens of a residual branch come out.
+
     Raises:
         MedsegError: a pattern matches no module that ran, or one that returns no map.
     """
     flow = Flow(graph)
     found: dict[str, Place] = {}
+    branches = {
+        place.path: place
+        for _, place in _token_places(flow)
+        if place.kind == "residual" and place.argument is None
+    }
     ran = [path for path in graph.calls if path]
     for glob in globs:
         paths = [path for path in ran if fnmatchcase(path, glob)]
@@ -135,16 +142,23 @@ def path_places(graph: Graph, globs: Sequence[str], owner: str) -> list[Place]:
                 f"Modules are, for example, {', '.join(ran[:4])}."
             )
         for path in paths:
+            if path in branches:
+                found[path] = replace(branches[path], name=f"path:{path}")
+                continue
             exits = [s for s in graph.steps if s.kind == kinds.EXIT and s.path == path]
             used = [s for s in exits if s in flow.live and flow.is_map(s.outputs[0])]
             hosts = {door.path for step in used if (door := doors.leaving(step)) is not None}
             if len(used) < graph.calls[path] or len(hosts) != 1:
                 raise MedsegError(
                     f"{owner}: behind 'path:{path}' is no place: the module returns no map "
-                    "(B, C, *spatial) that the network goes on with. Name a module inside."
+                    "(B, C, *spatial) that the network goes on with, and no branch of tokens. Name "
+                    "a module inside."
                 )
             size = used[0].outputs[0].shape[1:]
-            found[path] = Place(f"path:{path}", "path", hosts.pop(), None, size, len(used))
+            note = kinds.own_drop_path(used[0].module)
+            found[path] = Place(
+                f"path:{path}", "path", hosts.pop(), None, size, len(used), note=note
+            )
     return list(found.values())
 
 
@@ -184,7 +198,8 @@ def _places(graph: Graph) -> list[Place]:
         if len({door.call for door, _ in met}) == graph.calls[path]:
             door, value = met[0]
             name, size = _name(finder.flow, kind, value), value.shape[1:]
-            place = Place(name, kind, path, argument, size, graph.calls[path])
+            note = kinds.own_drop_path(door.module) if kind == "residual" else ""
+            place = Place(name, kind, path, argument, size, graph.calls[path], note=note)
             found.append((door.index, place))
     return _numbered([place for _, place in sorted(found, key=lambda one: one[0])])
 

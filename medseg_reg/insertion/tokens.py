@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from medseg_reg.insertion import doors, kinds
 from medseg_reg.insertion.attention import Attention, Attentions, needs_weights
 from medseg_reg.insertion.graph import Step, Value
@@ -185,7 +183,7 @@ class Tokens(Attentions):
             (channels, *grid),
             math.prod(grid),
             view=ChannelsLast(),
-            note=_own_drop_path(door.module),
+            note=kinds.own_drop_path(door.module),
         )
 
     def _sequence(self) -> Iterator[Claim]:
@@ -261,10 +259,3 @@ class Tokens(Attentions):
 
 def _works(step: Step) -> bool:
     return step.kind in (kinds.CONV, kinds.LINEAR, kinds.NORM, kinds.ACT, kinds.POOL)
-
-
-def _own_drop_path(module: nn.Module | None) -> str:
-    """Say so where a network drops this branch itself."""
-    if type(module).__name__ != "DropPath" or not getattr(module, "drop_prob", 0.0):
-        return ""
-    return "the network drops these branches by a DropPath of its own; both rates act"

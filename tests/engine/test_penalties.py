@@ -73,6 +73,28 @@ def test_biases_and_normalization_are_exempt(name: str):
         assert torch.equal(a, b) == (key != "0.weight"), key
 
 
+def test_positions_and_class_tokens_of_transformers_are_exempt():
+    timm = pytest.importorskip("timm")
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, embed_dim=4, depth=1, num_heads=1, num_classes=2
+    )
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=16, embed_dim=4, depths=(1,), num_heads=(1,),
+        window_size=2, num_classes=2,
+    )  # fmt: skip
+    for network in (vit, swin):
+        own = module(regularization__penalty__weight_decay=DECAY)
+        own.network = network
+        optimizer = own.configure_optimizers()
+        decayed, others = (set(group["params"]) for group in optimizer.param_groups)
+        exempt = {name for name, p in network.named_parameters() if p in others}
+        assert network.no_weight_decay() & dict(network.named_parameters()).keys() <= exempt
+        assert {name for name in exempt if name.endswith(".weight")} == {
+            name for name in exempt if name.endswith(".weight") and "norm" in name
+        }
+        assert len(decayed) + len(others) == len(list(network.parameters()))
+
+
 def test_the_l1_penalty_adds_the_absolute_weights_of_convolutions_to_the_loss():
     batch = {"image": torch.randn(2, 1, 4, 4), "mask": torch.ones(2, 4, 4, dtype=torch.uint8)}
     plain, penalized = module(), module(regularization__penalty__l1=0.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from medseg_reg.config import parse_config
+from medseg_reg.config import load_config, parse_config
 from medseg_reg.engine.fit import fit
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import load_run_network
@@ -23,6 +24,7 @@ from tests.stores import make_store
 from tests.training import same_weights, tiny_config
 
 FOREIGN = {"name": "monai.UNet", "channels": [4, 8], "strides": [2], "num_res_units": 2}
+CONFIGS = Path(__file__).parents[2] / "configs"
 PLUS = {"name": "unet3plus", "channels": [4, 8], "cat_channels": 3}
 LAYERS = [{"name": "heuristic_dropout", "places": "between_convs", "p": 0.3}]
 
@@ -70,6 +72,28 @@ def test_a_run_is_built_again_from_its_directory_alone(
     assert summary["network"]["parameters"] == sum(p.numel() for p in again.parameters())
     assert summary["network"]["input"] == [1, 1, 21, 26]
     assert summary["network"]["multiply_adds"] > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "placed"),
+    [("convnext", {}), ("swin", {"DropPath": 16}), ("vit", {"DropPath": 24, "DropKey": 12})],
+)
+def test_the_ready_backbones_train(tmp_path: Path, name: str, placed: dict[str, int]) -> None:
+    make_store(tmp_path / "store", cases=3, slices=3, size=(96, 128))
+    changes = (
+        f"data.store={tmp_path / 'store'}",
+        "data.split={kind: counts, train: 1, val: 1, test: 1}",
+        f"run={tmp_path / 'run'}",
+        "training.epochs=1",
+        "training.progress=false",
+    )
+    run = fit(load_config(CONFIGS / f"bagls_small_{name}.yaml", changes))
+    counts = Counter(
+        one["regularizer"] for one in json.loads((run.path / "placement.json").read_text())
+    )
+    assert counts == placed
+    assert load_run_network(run)(torch.rand(1, 1, 128, 128)).shape == (1, 2, 128, 128)
 
 
 def test_the_same_seed_trains_a_foreign_network_to_the_same_weights(

@@ -142,6 +142,18 @@ def test_rates_that_add_up_are_told() -> None:
     )
 
 
+def test_rates_that_add_up_are_told_of_maps_too() -> None:
+    convnext = pytest.importorskip("torchvision.models.convnext")
+    stages = [convnext.CNBlockConfig(4, 8, 1), convnext.CNBlockConfig(8, None, 1)]
+    network = convnext.ConvNeXt(stages, stochastic_depth_prob=0.2, num_classes=2)
+    report = insert(network, "drop_path", example=torch.rand(1, 3, 64, 64), p=0.1)
+    assert [one.place.rpartition(".")[2] for one in report] == ["residual", "residual"]
+    assert report.note == (
+        f"{report[1].place}: the network drops these branches by a StochasticDepth of its own; "
+        "both rates act."
+    )
+
+
 def test_a_layer_of_attentions_goes_nowhere_else() -> None:
     case = TRANSFORMERS["UNETR"]
     said = refused(case.network(), "drop_key", "between_convs", example=case.example())
