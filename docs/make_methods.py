@@ -1,4 +1,4 @@
-"""Write docs/methods: a page and a picture for every registered method, and a table of them.
+"""Write docs/methods, a page and a picture for every registered method, and docs/systems.md.
 
     python docs/make_methods.py                      # all pages and pictures; about a minute
     python docs/make_methods.py drop_block dropout   # the pictures of these alone
@@ -6,7 +6,8 @@
     python docs/make_methods.py --check              # only says whether the pages are up to date
 
 Pages come from the docstrings and class attributes; what is said here beside them is what no
-docstring can say. Pictures are drawn anew by the same seed, and are not compared.
+docstring can say, and in `systems.py` what each was verified against. Pictures are drawn anew by
+the same seed, and are not compared.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from pathlib import Path
 from types import ModuleType
 
 from docstring_markdown import Docstring, cell, inline, items, markdown, parse
+from systems_page import check_systems, systems_page
 
 from medseg_reg.regularizers import regularizer_class
 from medseg_reg.regularizers.catalogue import Entry, entries
 
 FOLDER = Path(__file__).with_name("methods")
+SYSTEMS = "../systems.md"  # as seen from there
 
 SELECTIVITY = """\
 ![Drop frequency against correlation](corrdrop_selectivity.png)
@@ -245,7 +248,8 @@ def pages() -> dict[str, str]:
     for one in found:
         links |= {name: f"{one.name}.md#{name}" for name in _functions(one, found)}
     texts = {f"{one.name}.md": _page(one, found, links) for one in found}
-    return {"index.md": INDEX.format(table=_table(found, links)), **texts}
+    table = _table(found, links)
+    return {"index.md": INDEX.format(table=table), SYSTEMS: systems_page(found), **texts}
 
 
 def _table(found: Sequence[Entry], links: dict[str, str]) -> str:
@@ -393,9 +397,10 @@ def check(wanted: dict[str, str]) -> None:
         SystemExit: names the pages that differ, are missing or belong to no method.
     """
     there = {path.name for path in FOLDER.glob("*.md")}
+    there |= {SYSTEMS} if (FOLDER / SYSTEMS).is_file() else set()
     odd = {name for name, text in wanted.items() if name not in there or _read(name) != text}
     odd |= there - wanted.keys()
-    odd |= {f"{name[:-3]}.png" for name in wanted if name != "index.md"} - {
+    odd |= {f"{name[:-3]}.png" for name in wanted if name not in ("index.md", SYSTEMS)} - {
         path.name for path in FOLDER.glob("*.png")
     }
     if odd:
@@ -424,6 +429,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     wanted = pages()
     if options.check:
+        check_systems([one for one in entries() if not one.plugin])
         return check(wanted)
     FOLDER.mkdir(exist_ok=True)
     for path in FOLDER.glob("*.md"):

@@ -102,6 +102,42 @@ def test_the_index_links_every_method_and_its_default_rate(pages: dict[str, str]
         assert (random == "yes") == regularizer_class(name).stochastic
 
 
+def test_the_table_of_systems_holds_everything_and_links_what_it_was_compared_with(
+    pages: dict[str, str],
+) -> None:
+    page = pages["../systems.md"]
+    assert re.findall(r"^\| \[(\w+)\]\(methods/\1\.md\) \| ", page, re.M) == NAMES
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| system" not in line]
+    assert len(rows) > len(NAMES) + 10
+    assert all("](../tests/" in row for row in rows)
+    for name in NAMES:
+        row = next(row for row in rows if f"(methods/{name}.md)" in row)
+        assert regularizer_class(name).paper in row
+        assert all(f"`{place}`" in row for place in regularizer_class(name).default_places)
+
+
+def test_the_check_misses_a_method_a_network_a_loss_and_a_test(
+    make_methods: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, systems = catalogue.entries(), module("systems")
+    page = module("systems_page")
+    twin = catalogue.Entry(**{**vars(found[0]), "name": "dropout_of_next_year"})
+    with pytest.raises(SystemExit, match="each method: dropout_of_next_year"):
+        page.check_systems([*found, twin])
+    with pytest.raises(SystemExit, match="each method: tree_dropout"):
+        page.check_systems([one for one in found if one.name != "tree_dropout"])
+    for table, key, kind in (("NETWORKS", "unet", "network"), ("LOSSES", "iou", "loss")):
+        less = {k: v for k, v in getattr(systems, table).items() if k != key}
+        with monkeypatch.context() as patch:
+            patch.setattr(page, table, less)
+            with pytest.raises(SystemExit, match=f"each {kind}: {key}"):
+                page.check_systems(found)
+    gone = systems.System("classification", {"formula": "test_docs.py::test_of_yesterday"})
+    monkeypatch.setattr(page, "METHODS", {**systems.METHODS, "dropout": gone})
+    with pytest.raises(SystemExit, match="no test tests/test_docs.py::test_of_yesterday"):
+        page.check_systems(found)
+
+
 def test_a_new_method_gets_a_page_and_one_of_a_plugin_does_not(
     make_methods: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

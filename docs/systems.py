@@ -1,0 +1,378 @@
+"""What docs/systems.md says of each system beyond what its class says: how it was verified.
+
+`make_methods.py` writes the page; with --check it sees that every registered method, network and
+loss has an entry, and that every test that is named exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# What a system was compared with. The test named beside it does the comparison.
+FORMULA = "formula"
+WORKED = "worked numbers"
+PUBLISHED = "numbers of the published code"
+LIBRARY = "another library"
+TOY = "toy task"
+
+KINDS = {
+    FORMULA: "the equations, written a second time in plain NumPy or PyTorch, mostly in float64 "
+    "(`tests/reference/`)",
+    WORKED: "numbers that were worked out once, by hand or by another program",
+    PUBLISHED: "what the authors' code gives, measured by running it or taken from its listing",
+    LIBRARY: "torch, torchvision, MONAI or timm",
+    TOY: "what a small training shows",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One system.
+
+    Attributes:
+        purpose: the task that it was published for.
+        tests: by kind of comparison, the test that makes it, as "file::function" below tests/.
+        missing: what was not verified, or is not there.
+        form: how the form here differs in kind from the published one; empty if it does not.
+    """
+
+    purpose: str
+    tests: Mapping[str, str]
+    missing: str = ""
+    form: str = ""
+
+
+def _layer(name: str, **tests: str) -> dict[str, str]:
+    """Return tests in the file of a layer."""
+    kinds = {"formula": FORMULA, "worked": WORKED, "published": PUBLISHED, "library": LIBRARY}
+    kinds["toy"] = TOY
+    return {kinds[kind]: f"regularizers/{name}::{test}" for kind, test in tests.items()}
+
+
+CLASSES, PIXELS = "classification", "segmentation"
+
+METHODS: dict[str, System] = {
+    "adcm": System(
+        CLASSES,
+        _layer("test_adcm.py", formula="test_the_attentions_equal_the_reference"),
+        "the paper's rule was not found: a reconstruction",
+    ),
+    "adl": System(
+        "weakly supervised localization",
+        _layer("test_adl.py", formula="test_each_sample_is_masked_or_weighted_as_in_the_reference"),
+    ),
+    "auto_dropout": System(
+        CLASSES,
+        _layer("test_autodropout.py", formula="test_a_pattern_is_that_of_the_reference"),
+        "the search for patterns",
+    ),
+    "channel_drop_block": System(
+        CLASSES,
+        _layer(
+            "test_channel_dropblock.py",
+            formula="test_the_similarities_equal_the_reference",
+            worked="test_the_cosine_is_the_golden_value",
+            published="test_the_faithful_rule_realises_the_rates_measured_on_the_published_rule",
+        ),
+    ),
+    "clustering_dropout": System(
+        CLASSES,
+        _layer(
+            "test_clustering_dropout.py",
+            formula="test_the_rates_have_mean_p_stay_under_the_cap_and_equal_the_reference",
+            worked="test_three_clusters_get_the_rates_worked_out_by_hand",
+        ),
+        "the paper's formula was not found: a reconstruction",
+    ),
+    "corrdrop_channel": System(
+        CLASSES,
+        _layer(
+            "test_corrdrop.py",
+            formula="test_the_rates_have_mean_p_exactly_and_equal_the_reference",
+            worked="test_the_correlation_is_the_golden_value",
+        ),
+        "the published file cannot run in its own network",
+    ),
+    "corrdrop_spatial": System(
+        CLASSES,
+        _layer(
+            "test_corrdrop.py",
+            formula="test_the_rates_have_mean_p_exactly_and_equal_the_reference",
+            worked="test_the_correlation_is_the_golden_value",
+            published="test_the_faithful_rule_realises_the_rates_measured_on_the_published_code",
+        ),
+    ),
+    "cutout": System(
+        CLASSES,
+        _layer(
+            "test_cutout.py",
+            formula="test_every_hole_is_one_of_the_reference_and_each_as_likely",
+            published="test_the_faithful_rule_cuts_the_published_squares",
+        ),
+    ),
+    "drop_block": System(
+        CLASSES,
+        _layer(
+            "test_dropblock.py",
+            formula="test_the_faithful_rule_equals_the_reference",
+            worked="test_the_golden_gammas_of_the_published_rule",
+            library="test_the_faithful_rule_realises_the_rates_measured_elsewhere",
+        ),
+    ),
+    "drop_head": System(
+        "translation, text classification",
+        {
+            **_layer(
+                "test_drophead.py",
+                formula="test_heads_are_dropped_whole_and_the_others_scaled_by_their_number",
+            ),
+            WORKED: "regularizers/test_drophead.py::test_the_v_schedule_has_the_published_values",
+        },
+        "no official code was found",
+    ),
+    "drop_key": System(
+        CLASSES,
+        _layer(
+            "test_dropkey.py",
+            formula="test_weights_behind_the_softmax_are_those_of_logits_masked_before_it",
+        ),
+        "there is no official code",
+    ),
+    "drop_path": System(
+        CLASSES,
+        {
+            **_layer("test_stochastic_depth.py", formula="test_drop_path_equals_the_reference"),
+            LIBRARY: "networks/test_backbones.py"
+            "::test_drop_path_of_this_package_draws_what_timm_draws",
+        },
+    ),
+    "dropout": System(
+        CLASSES,
+        _layer(
+            "test_dropout.py",
+            library="test_the_element_wise_layers_follow_the_rule_of_torchs_dropout",
+        ),
+    ),
+    "focused_dropout": System(
+        CLASSES,
+        _layer(
+            "test_focused_dropout.py",
+            formula="test_the_map_equals_the_reference",
+            worked="test_the_masks_are_the_golden_ones",
+        ),
+    ),
+    "gating_dropout": System(
+        "translation",
+        _layer(
+            "experts/test_gating_dropout.py",
+            formula="test_the_gates_that_close_are_those_of_the_reference",
+        ),
+        "measured on two processes of one machine alone",
+        "tokens of an image",
+    ),
+    "guided_key_dropout": System(
+        "no paper",
+        _layer(
+            "test_guided_dropout.py",
+            formula="test_hiding_keys_from_all_is_leaving_them_out_of_the_sequence",
+            worked="test_the_attention_dropped_at_equal_rates_differs_thirtyfold",
+        ),
+        "a result on data",
+    ),
+    "guided_residual_dropout": System(
+        "no paper",
+        _layer(
+            "test_guided_dropout.py",
+            formula="test_residuals_are_dropped_and_weighted_as_in_the_formula",
+        ),
+        "windows and reduced keys; a result on data",
+    ),
+    "heuristic_dropout": System(
+        PIXELS,
+        _layer(
+            "test_heuristic.py",
+            formula="test_the_faithful_rule_equals_the_reference",
+            worked="test_the_scores_are_the_golden_values",
+        ),
+        "the published table, see [results](results.md)",
+    ),
+    "input_dropout": System(
+        PIXELS,
+        _layer(
+            "test_dropout.py",
+            library="test_the_element_wise_layers_follow_the_rule_of_torchs_dropout",
+        ),
+        "no code was published",
+    ),
+    "nsdropout": System(
+        CLASSES,
+        _layer(
+            "test_nsdropout.py",
+            formula="test_a_step_equals_the_published_algorithm",
+            toy="test_on_digits_random_masks_do_as_well_as_the_method_and_both_by_the_leak",
+        ),
+        "an inference without the leak, as no such is published",
+        "masks for each pixel's class",
+    ),
+    "patch_dropout": System(
+        CLASSES,
+        {
+            FORMULA: "insertion/test_patch_dropout.py"
+            "::test_each_tap_is_the_run_on_the_kept_tokens_put_in_their_places"
+        },
+        "the form for windows (Swin)",
+        "a mask token for each patch that is left out",
+    ),
+    "prob_drop_block": System(
+        CLASSES,
+        _layer(
+            "test_prob_dropblock.py",
+            formula="test_the_faithful_rule_equals_the_reference",
+            worked="test_gamma_is_the_golden_value",
+        ),
+    ),
+    "spatial_dropout": System(
+        "localization of joints",
+        _layer(
+            "test_dropout.py",
+            library="test_spatial_dropout_equals_torchs_own_of_that_dimension",
+        ),
+    ),
+    "stochastic_depth": System(
+        CLASSES,
+        _layer("test_stochastic_depth.py", formula="test_a_residual_block_equals_the_reference"),
+    ),
+    "structural_dropout": System(
+        CLASSES,
+        _layer(
+            "test_structural_dropout.py",
+            formula="test_eval_at_a_width_is_the_reference_cut",
+            published="test_the_faithful_rule_cuts_as_often_as_the_published_code",
+        ),
+    ),
+    "token_merging": System(
+        CLASSES,
+        _layer("test_token_merging.py", formula="test_the_groups_are_those_of_the_reference"),
+        "windows (Swin) and reduced keys (MiT)",
+        "merged for each block and taken apart again, so that the map has every token",
+    ),
+    "tree_dropout": System(
+        "regression, classification",
+        _layer(
+            "experts/test_tree_dropout.py",
+            formula="test_expected_gates_are_the_mean_over_every_tree_that_training_draws",
+            toy="test_dropout_keeps_a_deep_tree_from_overfitting_and_a_shallow_one_from_fitting",
+        ),
+        "there is no published code",
+        "a tree for each pixel",
+    ),
+    "weighted_channel_dropout": System(
+        CLASSES,
+        _layer(
+            "test_weighted_channel_dropout.py",
+            formula="test_every_set_is_selected_as_often_as_the_reference_says",
+            worked="test_inclusion_and_mean_factor_are_the_golden_values",
+        ),
+        "no code was published",
+    ),
+}
+
+# Name and paper of what is no layer: by its key in a configuration.
+NETWORKS: dict[str, tuple[str, str, System]] = {
+    "unet": (
+        "U-Net",
+        "Ronneberger et al., MICCAI 2015",
+        System(
+            PIXELS,
+            {FORMULA: "networks/test_unet.py::test_the_forward_pass_is_the_one_written_out"},
+        ),
+    ),
+    "attention_unet": (
+        "Attention U-Net",
+        "Oktay et al., MIDL 2018",
+        System(
+            PIXELS,
+            {
+                FORMULA: "networks/test_attention_unet.py"
+                "::test_the_coefficients_are_those_of_the_formula"
+            },
+            "what the code has beyond the paper: see [networks](networks.md#attention-u-net)",
+        ),
+    ),
+    "unet3plus": (
+        "UNet 3+",
+        "Huang et al., ICASSP 2020",
+        System(
+            PIXELS,
+            {
+                FORMULA: "networks/test_unet3plus.py::test_the_forward_pass_is_the_one_written_out",
+                WORKED: "networks/test_unet3plus.py"
+                "::test_the_original_has_the_number_of_weights_that_its_drawing_gives",
+            },
+        ),
+    ),
+    "tree_depth": (
+        "Hierarchical mixture of experts",
+        "Jordan and Jacobs, Neural Computation 1994",
+        System(
+            "regression",
+            {FORMULA: "networks/test_mixture.py::test_the_head_is_a_tree_of_its_convolutions"},
+            form="a tree for each pixel",
+        ),
+    ),
+    "experts": (
+        "Sparsely gated experts",
+        "Shazeer et al., ICLR 2017; Switch Transformer, JMLR 2022",
+        System(
+            "language, translation",
+            {
+                FORMULA: "regularizers/experts/test_routing.py"
+                "::test_weights_and_room_are_those_of_the_reference",
+                TOY: "regularizers/experts/test_routing.py"
+                "::test_descending_the_balance_loss_brings_experts_into_balance",
+            },
+            "a result on data",
+            "tokens of an image",
+        ),
+    ),
+}
+
+_TERMS = {FORMULA: "losses/test_terms.py::test_each_term_equals_its_formula"}
+
+LOSSES: dict[str, tuple[str, str, System]] = {
+    "ce": ("Cross-entropy", "", System(PIXELS, _TERMS)),
+    "dice": ("Dice loss", "Milletari et al., 3DV 2016", System(PIXELS, _TERMS)),
+    "iou": ("IoU loss", "Rahman and Wang, ISVC 2016", System(PIXELS, _TERMS)),
+    "focal": (
+        "Focal loss",
+        "Lin et al., ICCV 2017",
+        System("detection", _TERMS, form="for each pixel"),
+    ),
+    "tversky": (
+        "Tversky and focal Tversky loss",
+        "Salehi et al., MLMI 2017; Abraham and Khan, ISBI 2019",
+        System(PIXELS, _TERMS),
+    ),
+    "ssim": ("SSIM", "Wang et al., TIP 2004", System("image quality", _TERMS)),
+    "ms_ssim": (
+        "MS-SSIM",
+        "Wang et al., Asilomar 2003",
+        System(
+            "image quality",
+            {
+                **_TERMS,
+                LIBRARY: "losses/test_similarity.py::test_it_equals_monai_on_large_images",
+            },
+        ),
+    ),
+    "boundary": (
+        "Boundary loss",
+        "Kervadec et al., MIDL 2019",
+        System(
+            PIXELS,
+            {**_TERMS, LIBRARY: "losses/test_boundary.py::test_it_equals_monai"},
+            "its weight does not rise during the training",
+        ),
+    ),
+}
