@@ -18,6 +18,7 @@ from medseg_reg.insertion.flow import Flow
 from medseg_reg.insertion.graph import Step, Value
 
 _PASSING = {*kinds.TRANSPARENT, kinds.MUL}
+_TIMM, _FLASH = "fused_attn", "use_flash_attention"  # of timm and of MONAI
 _PREFIX = 16  # more tokens than this are no class, distillation or register tokens
 
 
@@ -114,7 +115,11 @@ class Attentions:
         entrance = None if block is None else self.entrance_of(block)
         if entrance is None:
             return rows * queries // self.batch
-        return max(1, round(math.prod(entrance.inputs[0].shape[1:]) / (heads * channels)))
+        shape, width = entrance.inputs[0].shape, heads * channels
+        first, last = shape[1] == width, shape[-1] == width
+        # The heads need not be as wide as the tokens: then what is known of its axes decides.
+        maps = first if first != last else self.flow.is_map(entrance.inputs[0])
+        return max(1, math.prod(shape[2:] if maps else shape[1:-1]))
 
     def prefix(self, attention: Attention) -> int:
         """Return how many tokens are more than the patches that a convolution made."""
@@ -162,18 +167,23 @@ class Attentions:
                 "in evaluation too, so the network gives another result each time. Build it with "
                 "dropout_rate=0, or without flash attention."
             )
-        switch = next((s for s in ("fused_attn", "use_flash_attention") if hasattr(module, s)), "")
+        switch = _switch(module)
         remedy = f"set '{path}.{switch}' to False first" if switch else "build it without"
-        if switch == "use_flash_attention" and "attn_mask" not in _arguments(module):
+        if switch == _FLASH and "attn_mask" not in _arguments(module):
             return (
                 f"'{path}' computes a fused attention wherever no gradients are, as in MC dropout, "
                 f"and would leave the layer out there: {remedy}."
             )
         _, queries, keys = attention.size
-        if "attn_mask" not in _arguments(module) or queries != keys or door.argument != 0:
+        why = ""
+        if "attn_mask" not in _arguments(module):
+            why = "it takes no argument attn_mask"
+        elif queries != keys:
+            why = f"it has {queries} queries for {keys} keys, where keys are no tokens to hide"
+        if why:
             return (
-                f"the attention of '{path}' is fused: its weights are never there, and it takes no "
-                f"argument attn_mask: {remedy}."
+                f"the attention of '{path}' is fused: its weights are never there, and {why}: "
+                f"{remedy}."
             )
         return ""
 
@@ -192,13 +202,31 @@ class Attentions:
         )
 
 
-def needs_weights(path: str) -> str:
-    """Say what to do where a layer needs weights that a fused attention keeps."""
+def needs_weights(path: str, module: nn.Module | None) -> str:
+    """Say what to do where a layer needs weights that a fused attention keeps.
+
+    Args:
+        path: the module that computes the attention.
+        module: the same; None where it is not known.
+    """
+    switch = _switch(module)
+    remedy = "Build the network with an attention that computes its weights."
+    if switch:
+        remedy = f"Set '{path}.{switch}' to False first."
+    if switch == _TIMM:
+        remedy = (
+            f"Set '{path}.{switch}' to False, or TIMM_FUSED_ATTN=0 in the environment before the "
+            "network is built."
+        )
     return (
         f"the attention of '{path}' is fused, so its weights are never there and the layer would "
-        f"never be called. Set '{path}.fused_attn' or the like to False, or TIMM_FUSED_ATTN=0 in "
-        "the environment before the network is built."
+        f"never be called. {remedy}"
     )
+
+
+def _switch(module: nn.Module | None) -> str:
+    """Return the attribute of a module that turns its fused attention off; empty without one."""
+    return next((name for name in (_TIMM, _FLASH) if hasattr(module, name)), "")
 
 
 def _arguments(module: nn.Module | None) -> set[str]:

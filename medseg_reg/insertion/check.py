@@ -43,8 +43,8 @@ def check_reached(
             )
 
 
-def check_suited(layer: Regularizer, where: Place, owner: str) -> None:
-    """See whether a layer is one for a place.
+def check_suited(model: nn.Module, layer: Regularizer, where: Place, owner: str) -> None:
+    """See whether a layer is one for a place of a network.
 
     Raises:
         MedsegError: it is not, or no layer can be put there; says why, and what to do.
@@ -53,7 +53,8 @@ def check_suited(layer: Regularizer, where: Place, owner: str) -> None:
     if where.problem:
         raise MedsegError(f"{owner} at '{where.name}': {where.problem}")
     if where.masks and not layer.hides_keys:
-        raise MedsegError(f"{owner} at '{where.name}': {needs_weights(where.path)}")
+        said = needs_weights(where.path, model.get_submodule(where.path))
+        raise MedsegError(f"{owner} at '{where.name}': {said}")
     if isinstance(layer, TokenMerging) and layer.proportional:
         for keys in where.keys:
             if keys.problem:

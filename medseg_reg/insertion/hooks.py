@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from inspect import Parameter, signature
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from medseg_reg.insertion.placement import fill
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
-from medseg_reg.insertion.sequence import hang_sequence
+from medseg_reg.insertion.sequence import CompleteHook, UnmergeHook, hang_sequence
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.insertion.views import MAP, View, idle
 from medseg_reg.regularizers import PatchDropout, Regularizer, TokenMerging
@@ -38,6 +39,8 @@ class LayerHook:
         handles: remove it, and what was hung on other modules for it.
     """
 
+    before: ClassVar[bool]  # whether it is called before the module, else behind it
+    with_names: ClassVar[bool] = False  # whether it gets the named arguments too
     child: str
     place: str
     argument: int | str | None
@@ -48,9 +51,20 @@ class LayerHook:
         """Return what the layer makes of a tensor."""
         return self.view(getattr(module, self.child), x)
 
+    def hang(self, module: nn.Module) -> None:
+        """Hang it on its module."""
+        call: Any = self
+        if self.before:
+            handle = module.register_forward_pre_hook(call, with_kwargs=self.with_names)
+        else:
+            handle = module.register_forward_hook(call)
+        self.handles.append(handle)
+
 
 class OutputHook(LayerHook):
     """Changes what a module returns."""
+
+    before = False
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
         """Return the layer's output in place of the module's."""
@@ -60,6 +74,8 @@ class OutputHook(LayerHook):
 class ArgumentHook(LayerHook):
     """Changes a positional argument."""
 
+    before = True
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Return the arguments, one of them changed by the layer."""
         index = int(self.argument or 0)
@@ -68,6 +84,8 @@ class ArgumentHook(LayerHook):
 
 class CallHook(LayerHook):
     """Shows tokens (B, N, C) to a layer, which changes them elsewhere."""
+
+    before = True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Call the layer."""
@@ -79,18 +97,34 @@ class CallHook(LayerHook):
 class KeywordHook(LayerHook):
     """Changes a named argument."""
 
+    before = with_names = True
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments, one of them changed by the layer."""
         key = str(self.argument)
         return args, {**kwargs, key: self.changed(module, kwargs[key])}
 
 
+@dataclass(eq=False)
 class MaskHook(LayerHook):
     """Hides keys from an attention whose weights are computed where no hook comes to.
 
     The layer gets even weights (B, H, N, N); what it zeroes is handed to the module as the
-    argument that masks its attention.
+    argument that masks its attention, beside the mask that the network itself may hand over.
+
+    Attributes:
+        position: of that argument, where the network may give it by position.
     """
+
+    before = with_names = True
+    position: int | None = None
+
+    def hang(self, module: nn.Module) -> None:
+        """Hang it on its module, and see where the mask stands among the arguments."""
+        parameters = list(signature(module.forward).parameters.values())
+        named = [one.name for one in parameters if one.kind == Parameter.POSITIONAL_OR_KEYWORD]
+        self.position = named.index(str(self.argument)) if self.argument in named else None
+        super().hang(module)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments, with a mask of the keys that the layer left."""
@@ -103,12 +137,16 @@ class MaskHook(LayerHook):
         weights = layer(even)
         if weights is even:
             return None
-        key = str(self.argument)
+        at, key = self.position, str(self.argument)
+        if at is not None and len(args) > at:
+            return (*args[:at], _both(weights != 0, args[at]), *args[at + 1 :]), kwargs
         return args, {**kwargs, key: _both(weights != 0, kwargs.get(key))}
 
 
 class ScoreHook(LayerHook):
     """Tells a layer what each token gets of an attention; a `BlockHook` calls the layer."""
+
+    before = False
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Note the attention."""
@@ -183,26 +221,8 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
         layer.prepare(where.map_size[0], next(host.parameters()).device)
     host.add_module(child, layer)
     path = f"{where.path}.{child}" if where.path else child
-    hook: LayerHook
-    if where.kind == "block_residual":
-        hook = ScoreHook(child, where.name, None, where.view)
-        handle = host.register_forward_hook(hook)
-    elif where.masks:
-        hook = MaskHook(child, where.name, where.argument, where.view)
-        handle = host.register_forward_pre_hook(hook, with_kwargs=True)
-    elif where.argument is None:
-        hook = OutputHook(child, where.name, None, where.view)
-        handle = host.register_forward_hook(hook)
-    elif isinstance(layer, TokenMerging):
-        hook = CallHook(child, where.name, where.argument, where.view)
-        handle = host.register_forward_pre_hook(hook)
-    elif isinstance(where.argument, int):
-        hook = ArgumentHook(child, where.name, where.argument, where.view)
-        handle = host.register_forward_pre_hook(hook)
-    else:
-        hook = KeywordHook(child, where.name, where.argument, where.view)
-        handle = host.register_forward_pre_hook(hook, with_kwargs=True)
-    hook.handles.append(handle)
+    hook = _way(where, layer)(child, where.name, where.argument, where.view)
+    hook.hang(host)
     wanted = where.kind != "attention" or hasattr(layer, "padding")
     if where.block is not None and wanted:
         hook.handles.append(_hang_around(model.get_submodule(where.block), where, path, layer))
@@ -210,11 +230,29 @@ def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:
     return Placement(where.name, path, type(layer).__name__, float(layer.p))
 
 
+def _way(where: Place, layer: Regularizer) -> type[LayerHook]:
+    """Return how a layer gets at the tensor of a place."""
+    if where.kind == "block_residual":
+        return ScoreHook
+    if where.masks:
+        return MaskHook
+    if where.argument is None:
+        return OutputHook
+    if isinstance(layer, TokenMerging):
+        return CallHook
+    return ArgumentHook if isinstance(where.argument, int) else KeywordHook
+
+
 def _hang_around(around: nn.Module, where: Place, path: str, layer: Regularizer) -> RemovableHandle:
     """Hang on the module around a place what the layer, or its hook, needs from there."""
     inside = path.removeprefix(f"{where.block}.") if where.block else path
     if where.kind == "block_residual":
-        return around.register_forward_hook(BlockHook(inside, where.view))
+        handle = around.register_forward_hook(BlockHook(inside, where.view))
+        for key, hook in list(around._forward_hooks.items()):
+            # What a block adds is known for the tokens that it got, so they are completed later.
+            if isinstance(hook, CompleteHook | UnmergeHook):
+                around._forward_hooks.move_to_end(key)
+        return handle
     if where.kind == "attention":
         return around.register_forward_pre_hook(PaddingHook(inside))
     counter = SampleCounter(inside)

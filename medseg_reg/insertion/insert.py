@@ -66,7 +66,7 @@ def insert(
     found = _chosen(model, example, patterns, owner)
     layers = [make() for _ in found]
     for where, layer in zip(found, layers, strict=True):
-        check_suited(layer, where, owner)
+        check_suited(model, layer, where, owner)
         check_alone(model, where, owner)
         layer.prefix_tokens = where.prefix if hasattr(layer, "prefix_tokens") else 0
     return _filled(model, example, found, layers, owner)

@@ -220,21 +220,21 @@ def _token_places(flow: Flow) -> list[tuple[int, Place]]:
         level = max(0, round(math.log2(pixels) / len(flow.graph.size)))
         part = "decoder" if flow.risen(claim.value) else "encoder"
         place = Place(
-            f"{part}.{level}.{kind}",
-            kind,
-            path,
-            argument,
-            claim.size,
-            calls,
-            claim.view,
-            claim.block,
-            claim.masks,
-            True,
-            claim.prefix,
-            claim.problem,
-            claim.note,
-            claim.chain,
-            claim.keys,
+            name=f"{part}.{level}.{kind}",
+            kind=kind,
+            path=path,
+            argument=argument,
+            map_size=claim.size,
+            calls=calls,
+            view=claim.view,
+            block=claim.block,
+            masks=claim.masks,
+            tokens=True,
+            prefix=claim.prefix,
+            problem=claim.problem,
+            note=claim.note,
+            chain=claim.chain,
+            keys=claim.keys,
         )
         found.append((claim.door.index, place))
     return found

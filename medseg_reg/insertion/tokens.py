@@ -145,7 +145,7 @@ class Tokens(Attentions):
                 "attentions too, so it is no block of its own. Use guided_key_dropout."
             )
         elif attention.weights is None:
-            problem = needs_weights(product.path)
+            problem = needs_weights(product.path, None if door is None else door.module)
         elif len(shape) != 3 or shape[1] != queries or queries != keys:
             problem = (
                 f"the attention of '{product.path}' sees windows or fewer keys than the block has "
@@ -230,8 +230,10 @@ class Tokens(Attentions):
             doors_out = [s for s in self.graph.steps if s.kind == kinds.EXIT and s.path == path]
             given = self.flow.content(doors_in[0].inputs[0])
             more = ", ".join(str(door.argument) for door in doors_in[1:])
-            if more or not doors_out:
+            if more:
                 return f"'{path}' gets more tensors than its tokens ({more})."
+            if not doors_out:
+                return f"'{path}' returns more than its tokens, as a tuple of several tensors."
             if before is not None and given is not before:
                 return f"'{path}' does not get what the block before it gives."
             before = self.flow.content(doors_out[0].outputs[0])
