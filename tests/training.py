@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.numpy import load_file
+
+from medseg_reg.errors import run_main
 
 
 def tiny_config(store: Path, run: Path, **changes: Any) -> dict[str, Any]:
@@ -62,6 +66,41 @@ def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
+def fork(
+    main: Callable[[Sequence[str]], None], arguments: Sequence[str], log: Path | None = None
+) -> int:
+    """Run a command in a forked child, and return the child's process id.
+
+    Forked, it need not import everything again; nothing may have run yet that a fork harms.
+
+    Args:
+        main: of the command.
+        arguments: of the command.
+        log: the file to which its output is added; by default that is lost.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        with Path(log or os.devnull).open("a", encoding="utf-8") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.stdout = sys.stderr = output  # pytest may have put others there
+            sys.argv = ["command", *arguments]
+            run_main(main)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
 def train_in_child(
     config: Path,
     *overrides: str,
@@ -69,33 +108,10 @@ def train_in_child(
     number: int = signal.SIGKILL,
     log: Path | None = None,
 ) -> int:
-    """Train in a forked child, send it a signal `after` some seconds, and return its exit code.
-
-    Forked, the child need not import everything again; nothing has run yet that a fork harms.
-    """
-    from medseg_reg.errors import run_main
+    """Train in a forked child, send it a signal `after` some seconds, and return its exit code."""
     from medseg_reg.train import main
 
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(target, 1)
-            os.dup2(target, 2)
-            sys.argv = ["train", "--config", str(config), *overrides]
-            run_main(main)
-        except SystemExit as end:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(int(end.code or 0))
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(70)
+    child = fork(main, ["--config", str(config), *overrides], log)
     if after is not None:
         end = time.monotonic() + after
         while time.monotonic() < end:

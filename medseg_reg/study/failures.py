@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from medseg_reg.files import replacing
-from medseg_reg.study.grid import Cell
+from medseg_reg.study.grid import Cell, Spot
 from medseg_reg.study.pool import ATTEMPT
 
-COLUMNS = ("dataset", "network", "method", "seed", "part", "exit_code", "error", "log")
-_KEYS = 5  # that many columns name the run
+COLUMNS = (*Spot._fields, "exit_code", "error", "log")
+_KEYS = len(Spot._fields)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FailureTable:
 
 
 def _key(cell: Cell) -> tuple[str, ...]:
-    return (cell.dataset, cell.network, cell.method, str(cell.seed), cell.part)
+    return tuple(map(str, cell.spot))
 
 
 def _read(path: Path) -> list[tuple[str, ...]]:

@@ -6,27 +6,25 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medseg_reg.config import Config, parse_config
-from medseg_reg.config_file import Origins, origins, read_yaml, with_overrides
+from medseg_reg.config_file import origins, read_yaml, with_overrides
 from medseg_reg.config_network import FOREIGN_NAMES
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.spec import MethodSpec, StudySpec
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study.
+class Spot(NamedTuple):
+    """Where a run stands in the grid of a study.
 
     Attributes:
         dataset: name of the data set; likewise `network` and `method`.
         seed: of the training.
         part: `fold2` or `split1` where there are several splits, else empty.
-        config: the configuration of the run.
-        overrides: what makes the run of the data set's file.
     """
 
     dataset: str
@@ -34,13 +32,32 @@ class Cell:
     method: str
     seed: int
     part: str
+
+    @property
+    def path(self) -> str:
+        """Where the run lies below `runs/`, with slashes."""
+        names = (self.dataset, self.network, self.method, self.part, f"seed{self.seed}")
+        return "/".join(filter(None, names))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        spot: where it stands in the grid.
+        config: the configuration of the run.
+        overrides: what makes the run of the data set's file.
+    """
+
+    spot: Spot
     config: Config
     overrides: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
         """Where the run lies below `runs/`, with slashes."""
-        return _path(self.dataset, self.network, self.method, self.part, self.seed)
+        return self.spot.path
 
     @property
     def title(self) -> str:
@@ -48,12 +65,22 @@ class Cell:
         return self.path.replace("/", " ")
 
 
-def _path(dataset: str, network: str, method: str, part: str, seed: int) -> str:
-    return "/".join(one for one in (dataset, network, method, part, f"seed{seed}") if one)
+def spots(study: StudySpec) -> Iterator[Spot]:
+    """Go through the grid of a study, seeds outermost, so that early results compare all."""
+    pairs = [
+        (dataset, network)
+        for dataset, data in study.datasets.items()
+        for network in study.networks
+        if data.networks is None or network in data.networks
+    ]
+    for seed, part, (dataset, network), method in product(
+        study.seeds, _parts(study), pairs, study.methods
+    ):
+        yield Spot(dataset, network, method, seed, part)
 
 
 def expand(study: StudySpec) -> list[Cell]:
-    """Return all runs of a study, seeds in the outer loop, so that early results compare all.
+    """Return all runs of a study, in the order of `spots`.
 
     Raises:
         MedsegError: a file or value is wrong; the message names the cell.
@@ -62,58 +89,47 @@ def expand(study: StudySpec) -> list[Cell]:
         name: read_yaml(data.config) if data.config is not None else ({}, {})
         for name, data in study.datasets.items()
     }
-    cells = []
-    for seed in study.seeds:
-        for part, part_overrides in _parts(study):
-            for dataset, data in study.datasets.items():
-                for network in study.networks:
-                    if data.networks is not None and network not in data.networks:
-                        continue
-                    for method in study.methods:
-                        where = _path(dataset, network, method, part, seed)
-                        content, lines = files[dataset]
-                        overrides = [
-                            *_overrides(study, dataset, network, method, content),
-                            *(part_overrides(content) if part else ()),
-                            f"name={flow(study.name)}",
-                            f"seed={seed}",
-                            f"run={flow((study.directory / 'runs' / where).as_posix())}",
-                        ]
-                        places = origins(data.config or Path(dataset), lines, overrides)
-                        config = _config(where, content, overrides, places)
-                        cells.append(
-                            Cell(dataset, network, method, seed, part, config, tuple(overrides))
-                        )
-    return cells
+    return [_cell(study, spot, *files[spot.dataset]) for spot in spots(study)]
 
 
-def _parts(study: StudySpec) -> Iterator[tuple[str, Any]]:
-    """Return the names of the splits, and for each what gives its overrides."""
+def _cell(study: StudySpec, spot: Spot, content: Any, lines: Any) -> Cell:
+    """Return the run at a spot, made of what the data set's file holds."""
+    overrides = [
+        *_overrides(study, spot, content),
+        f"name={flow(study.name)}",
+        f"seed={spot.seed}",
+        f"run={flow((study.directory / 'runs' / spot.path).as_posix())}",
+    ]
+    places = origins(study.datasets[spot.dataset].config or Path(spot.dataset), lines, overrides)
+    try:
+        config = parse_config(with_overrides(content, overrides), spot.path, places)
+    except MedsegError as error:
+        raise MedsegError(f"run {spot.path}: {error}") from None
+    return Cell(spot, config, tuple(overrides))
 
-    def fold(number: int) -> Any:
-        def overrides(content: Any) -> list[str]:
-            given = (content.get("data") or {}).get("split") or {}
-            kept = {key: given[key] for key in ("seed", "train_frames") if key in given}
-            split = {"kind": "kfold", "folds": study.folds, "fold": number, **kept}
-            return [f"data.split={flow(split)}"]
 
-        return overrides
-
+def _parts(study: StudySpec) -> dict[str, int]:
+    """Return the names of the splits, and the number of the fold or the seed of each."""
     if study.folds is not None:
-        yield from ((f"fold{number}", fold(number)) for number in range(study.folds))
-    elif study.splits:
-        for seed in study.splits:
-            yield f"split{seed}", lambda _, seed=seed: [f"data.split.seed={seed}"]
-    else:
-        yield "", None
+        return {f"fold{number}": number for number in range(study.folds)}
+    return {f"split{seed}": seed for seed in study.splits} or {"": 0}
 
 
-def _overrides(
-    study: StudySpec, dataset: str, network: str, method: str, content: Any
-) -> list[str]:
-    data, spec = study.datasets[dataset], study.methods[method]
+def _split(study: StudySpec, part: str, content: Any) -> list[str]:
+    """Return what makes a part of the split that the data set's file has."""
+    number = _parts(study)[part]
+    if study.folds is not None:
+        given = (content.get("data") or {}).get("split") or {}
+        kept = {key: given[key] for key in ("seed", "train_frames") if key in given}
+        split = {"kind": "kfold", "folds": study.folds, "fold": number, **kept}
+        return [f"data.split={flow(split)}"]
+    return [f"data.split.seed={number}"] if study.splits else []
+
+
+def _overrides(study: StudySpec, spot: Spot, content: Any) -> list[str]:
+    data, spec = study.datasets[spot.dataset], study.methods[spot.method]
     changed: dict[str, Any] = {**data.overrides, **study.overrides}
-    wanted = study.networks[network]
+    wanted = study.networks[spot.network]
     if wanted.get("name") in FOREIGN_NAMES:
         changed["network"] = wanted  # nothing of another network's keys has a meaning there
     else:
@@ -123,19 +139,13 @@ def _overrides(
     changed["training.progress"] = False
     changed["regularization.architecture"] = _layers(spec, study.equal_rates)
     changed |= spec.overrides
-    return [f"{key}={flow(value)}" for key, value in changed.items()]
+    split = _split(study, spot.part, content)
+    return [*(f"{key}={flow(value)}" for key, value in changed.items()), *split]
 
 
 def _layers(method: MethodSpec, rate: float | None) -> list[dict[str, Any]]:
     layers = [one.model_dump(mode="json", exclude_defaults=True) for one in method.architecture]
     return layers if rate is None else [{**one, "p": rate} for one in layers]
-
-
-def _config(cell: str, content: Any, overrides: list[str], places: Origins) -> Config:
-    try:
-        return parse_config(with_overrides(content, overrides), cell, places)
-    except MedsegError as error:
-        raise MedsegError(f"run {cell}: {error}") from None
 
 
 def flow(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The tables of a study: one row a run, case, class and score, whatever happened on the way.
 
     results.csv       dataset, network, method, seed, split, run, case, group, class, metric, value
-    coadaptation.csv  dataset, network, method, seed, rate, draw, group, dice
+    coadaptation.csv  dataset, network, method, seed, split, rate, draw, group, dice
 
 Both are made from the finished runs alone and sorted, so they are the same, byte for byte, for a
 study that was stopped or killed on the way and for one that was not.
@@ -25,7 +25,10 @@ COLUMNS = (
     *("dataset", "network", "method", "seed", "split", "run", "case", "group", "class"),
     *("metric", "value"),
 )
-COADAPTATION_COLUMNS = ("dataset", "network", "method", "seed", "rate", "draw", "group", "dice")
+COADAPTATION_COLUMNS = (
+    *("dataset", "network", "method", "seed", "split"),
+    *("rate", "draw", "group", "dice"),
+)
 
 
 def write_results(study: StudySpec, cells: Sequence[Cell]) -> Path:
@@ -44,9 +47,7 @@ def _scores(study: StudySpec, cell: Cell) -> pd.DataFrame:
     wide = _read(run / "evaluation" / "per_case.csv")
     found = [metric for metric in study.metrics if metric in wide]
     long = wide.melt(["case", "group", "class"], found, "metric", "value")
-    return _labelled(long, cell).assign(
-        split=read_json(run / "splits.json")["hash"], run=f"runs/{cell.path}"
-    )
+    return _labelled(long, cell).assign(run=f"runs/{cell.path}")
 
 
 def _coadaptation(cell: Cell) -> pd.DataFrame:
@@ -65,9 +66,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _labelled(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
-    return table.assign(
-        dataset=cell.dataset, network=cell.network, method=cell.method, seed=cell.seed
-    )
+    split = read_json(cell.config.run_path / "splits.json")["hash"]
+    return table.assign(**cell.spot._asdict(), split=split)
 
 
 def _write(tables: Sequence[pd.DataFrame], columns: Sequence[str], path: Path) -> None:

@@ -156,7 +156,7 @@ class _Progress:
 
     def __init__(self, study: StudySpec, total: int, todo: Sequence[Cell], at_a_time: int) -> None:
         self.total, self.at_a_time = total, at_a_time
-        self._todo = {cell.path: (cell.dataset, cell.network) for cell in todo}
+        self._todo = {cell.path: (cell.spot.dataset, cell.spot.network) for cell in todo}
         self._seconds: dict[tuple[str, str], list[float]] = {}
 
     @property

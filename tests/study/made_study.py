@@ -59,12 +59,12 @@ def make_study(
                 for rate in (0.0, 0.25, 0.5):
                     for draw in range(2):
                         fall = rate * (0.3 if method == "none" else 0.15)
-                        names = (dataset, "unet", method, seed, rate, draw, "case_00")
-                        fallen.append((*names, 0.8 - fall + 0.01 * rng.random()))
+                        names = (dataset, "unet", method, seed, f"split-{dataset}", rate, draw)
+                        fallen.append((*names, "case_00", 0.8 - fall + 0.01 * rng.random()))
     columns = ["dataset", "network", "method", "seed", "split", "run", "case", "group", "class"]
     table = pd.DataFrame(rows, columns=[*columns, "metric", "value"])
     table.to_csv(path / "results.csv", index=False)
-    columns = ["dataset", "network", "method", "seed", "rate", "draw", "group", "dice"]
+    columns = [*columns[:5], "rate", "draw", "group", "dice"]
     pd.DataFrame(fallen, columns=columns).to_csv(path / "coadaptation.csv", index=False)
     write_study(path, seeds=seeds)
     return path

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg_reg.errors import run_main
 from medseg_reg.study import worker
 from medseg_reg.study.pool import Job
 from medseg_reg.study.spec import StudySpec
-from tests.training import tiny_config
+from tests.training import fork, tiny_config
 
 
 def tiny_study(store: Path, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -62,11 +60,8 @@ class ForkPool:
         after = self._kill.get(len(self.started))
         self.started.append(job.name)
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            _work(job)
+        words = job.command[job.command.index("medseg_reg.study.worker") + 1 :]
+        child = fork(worker.main, [word for word in words if word != "--leash"], job.log)
         self._children[child] = (job, None if after is None else time.monotonic() + after)
 
     def ended(self) -> list[tuple[Job, int]]:
@@ -120,26 +115,3 @@ class MadePool:
 
     def kill(self) -> None:
         self.jobs.clear()
-
-
-def _work(job: Job) -> None:
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        log = job.log.open("a")
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        sys.stdout = sys.stderr = log  # pytest may have put others there
-        words = job.command[job.command.index("medseg_reg.study.worker") + 1 :]
-        sys.argv = ["worker", *(word for word in words if word != "--leash")]
-        run_main(worker.main)
-    except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(end.code or 0))
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(70)

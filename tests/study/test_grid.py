@@ -10,7 +10,8 @@ import yaml
 from medseg_reg.config import load_config
 from medseg_reg.config_file import with_overrides
 from medseg_reg.errors import MedsegError
-from medseg_reg.study.grid import expand, flow, require_stores
+from medseg_reg.study.grid import expand, flow, require_stores, spots
+from medseg_reg.study.spec import StudySpec
 from tests.study.studies import study_of
 from tests.training import tiny_config, write_config
 
@@ -75,6 +76,18 @@ def test_folds_and_splits_give_each_seed_all_parts(tmp_path):
     splits = by_path(study_of(tmp_path / "store", tmp_path, splits=[4, 7]))
     assert splits["blobs/unet/none/split7/seed0"].data.split.seed == 7
     assert splits["blobs/unet/none/split7/seed0"].data.split.train == 3
+
+
+@pytest.mark.parametrize("parts", [{}, {"folds": 2}, {"splits": [3, 5]}])
+def test_the_runs_can_be_counted_without_any_file(tmp_path, parts):
+    study = study_of(tmp_path / "store", tmp_path, networks={"unet": None, "other": {}}, **parts)
+    listed = list(spots(study))
+    assert listed == [cell.spot for cell in expand(study)]
+    assert [spot.seed for spot in listed] == sorted(spot.seed for spot in listed)
+    none = StudySpec.model_validate(
+        {**study.model_dump(mode="json"), "datasets": {"gone": str(tmp_path / "gone.yaml")}}
+    )
+    assert len(list(spots(none))) == len(listed)
 
 
 def test_a_foreign_network_takes_nothing_from_the_network_of_the_data_set(tmp_path):

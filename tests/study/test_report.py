@@ -248,12 +248,15 @@ def test_failures_missing_runs_and_no_coadaptation(small: Callable[[], Path]) ->
     path = small()
     write_study(path, seeds=3)
     (path / "coadaptation.csv").unlink()
-    lines = ["dataset,network,method,seed,error", "gone,unet,dropout,2,out of memory"]
+    lines = ["dataset,network,method,seed,exit_code,error", "gone,unet,dropout,2,70,out of memory"]
     (path / "failures.csv").write_text("\n".join(lines), "utf-8")
     first = report(path)
     assert "12 of 36 runs are missing" in first.text
     assert "1 run failed" in first.text
-    assert "out of memory" in first.text.split("Failures")[-1]
+    failures = first.text.split("Failures")[-1]
+    assert "out of memory" in failures
+    assert "exit code" in failures
+    assert "exit_code" not in failures
     assert (path / "tables" / "failures.tex").exists()
     assert "Co-adaptation" not in first.text
     assert not any(p.name.startswith("coadaptation") for p in (path / "figures").iterdir())

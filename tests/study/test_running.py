@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(straight, store, 
     study = study_of(store, tmp_path, methods=methods)
     lines: list[str] = []
     failures = run(study, ForkPool(), lines)
-    assert {failure.cell.method for failure in failures} == {"wrong"}
+    assert {failure.cell.spot.method for failure in failures} == {"wrong"}
     table = pd.read_csv(study.directory / "failures.csv")
     assert table["seed"].tolist() == [0, 1]
     assert table["error"].str.contains("encoder.7").all()
@@ -137,5 +137,5 @@ def test_a_study_with_other_settings_does_not_take_over_old_runs(straight, store
 def test_a_study_can_be_made_larger(straight, store):
     larger = straight.model_copy(update={"seeds": (0, 1, 2)})
     todo = [cell for cell in expand(larger) if not is_finished(cell, larger)]
-    assert {cell.seed for cell in todo} == {2}
+    assert {cell.spot.seed for cell in todo} == {2}
     check_existing(expand(larger))

@@ -78,8 +78,8 @@ def test_the_methods_of_a_ready_study_differ_in_the_regularization_alone(path, m
         plain = cell.config.model_copy(
             update={"regularization": None, "run": "", "seed": 0, "name": ""}
         )
-        groups.setdefault((cell.dataset, cell.network), set()).add(repr(plain))
+        groups.setdefault((cell.spot.dataset, cell.spot.network), set()).add(repr(plain))
     assert all(len(found) == 1 for found in groups.values())
     assert all(
-        not cell.config.regularization.architecture for cell in cells if cell.method == "none"
+        not cell.config.regularization.architecture for cell in cells if cell.spot.method == "none"
     )

@@ -137,7 +137,7 @@ def failures(source: Source) -> Table | None:
     frame = source.failures
     if frame is None or frame.empty:
         return None
-    titles = {"dataset": "data set", "error": "what it said", "log": "log", "code": "exit code"}
+    titles = {"dataset": "data set", "error": "what it said", "exit_code": "exit code"}
     columns = {str(key): (titles.get(str(key), str(key)), words) for key in frame}
     caption = "Runs that failed; their scores are in no number of this report"
     return from_frame("failures", caption, frame, columns, "", "method")

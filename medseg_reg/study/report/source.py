@@ -9,10 +9,13 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from pydantic import ValidationError
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json
+from medseg_reg.study.grid import spots
 from medseg_reg.study.results import COADAPTATION_COLUMNS, COLUMNS
+from medseg_reg.study.spec import StudySpec
 from medseg_reg.study.statistics import group_scores
 
 # How the scores are called in words, in the order in which they are shown.
@@ -127,16 +130,11 @@ class Source:
 
     @property
     def expected(self) -> int | None:
-        """How many runs the study asks for; None where study.yaml does not say."""
-        sets, methods = self.settings.get("datasets"), self.settings.get("methods")
-        seeds = self.settings.get("seeds")
-        if not isinstance(sets, dict) or not methods or not seeds:
+        """How many runs the study asks for; None where study.yaml is missing or not valid."""
+        try:
+            return sum(1 for _ in spots(StudySpec.model_validate(self.settings)))
+        except ValidationError:
             return None
-        every = self.settings.get("networks") or {"unet": {}}
-        networks = [(one or {}).get("networks") or every for one in sets.values()]
-        count = seeds if isinstance(seeds, int) else len(seeds)
-        parts = self.settings.get("folds") or len(self.settings.get("splits") or ()) or 1
-        return sum(len(one) for one in networks) * len(methods) * count * int(parts)
 
     def of(self, pair: Pair, metric: str = "dice") -> pd.DataFrame:
         """Return the rows of one data set, network and score."""

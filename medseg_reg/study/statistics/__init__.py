@@ -10,7 +10,7 @@
 | how many seeds a difference needs                     | results       | power.py        |
 | whether it supports a difference, and in a sentence   | one row of it | words.py        |
 
-It imports numpy, pandas and scipy alone.
+Of other packages it imports numpy, pandas and scipy alone, and of this one `medseg_reg.errors`.
 """
 
 from medseg_reg.study.statistics.comparison import compare

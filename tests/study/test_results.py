@@ -1,0 +1,47 @@
+"""The tables of a study hold what its runs have written, each row with its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from medseg_reg.files import write_json
+from medseg_reg.study.grid import Cell, expand
+from medseg_reg.study.results import COADAPTATION_COLUMNS, write_results
+from medseg_reg.study.worker import coadaptation_files
+from tests.study.studies import study_of
+
+
+def finish(cell: Cell, settings: dict[str, object]) -> None:
+    """Write what a finished run has, as far as the tables are made of it."""
+    run = cell.config.run_path
+    (run / "evaluation").mkdir(parents=True)
+    (run / "weights.safetensors").touch()
+    write_json(run / "summary.json", {})
+    write_json(run / "splits.json", {"hash": f"hash of {cell.spot.part}"})
+    scores = "case,group,class,dice\n007,None,organ,0.5\n"
+    (run / "evaluation" / "per_case.csv").write_text(scores)
+    table, done = coadaptation_files(run)
+    table.write_text("rate,draw,group,dice\n0.5,10,None,0.25\n0.5,9,None,0.125\n0.0,0,None,0.5\n")
+    write_json(done, settings)
+
+
+def test_each_row_has_the_split_of_its_run(tmp_path: Path) -> None:
+    asked = {"rates": (0.0, 0.5), "draws": 11, "seed": 0}
+    study = study_of(tmp_path / "store", tmp_path, folds=2, seeds=1, coadaptation=asked)
+    for cell in expand(study):
+        finish(cell, study.coadaptation.model_dump(mode="json"))
+    write_results(study, expand(study))
+    kept = {"dtype": str, "keep_default_na": False}
+    results = pd.read_csv(study.directory / "results.csv", **kept)
+    fallen = pd.read_csv(study.directory / "coadaptation.csv", **kept)
+    assert tuple(fallen) == COADAPTATION_COLUMNS
+    for table, rows in ((results, 1), (fallen, 3)):
+        assert len(table) == 2 * 2 * rows  # folds and methods
+        counted = table.groupby(["method", "split"]).size()
+        assert set(counted) == {rows}
+        assert set(counted.index.get_level_values("split")) == {"hash of fold0", "hash of fold1"}
+    # By number, not by letters, and as the run wrote them.
+    assert fallen["draw"].tolist()[:3] == ["0", "9", "10"]
+    assert set(results["case"]) == {"007"}
