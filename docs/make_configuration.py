@@ -91,6 +91,17 @@ MEANINGS = {
     "1 - jitter to 1 + jitter.",
     "network.experts.exchange": "Over several processes: whether tokens travel to the one process "
     "that computes their expert. The network and its gradients are the same.",
+    "network.token_selection": "For transformers of other packages: if set, later blocks work on "
+    "tokens that predictors choose; see [networks](networks.md#chosen-tokens-in-transformers).",
+    "network.token_selection.keep": "Share of the patches that blocks of the first stage work on; "
+    "its square in the second, and so on.",
+    "network.token_selection.stages": "Equal parts into which these blocks are divided.",
+    "network.token_selection.first": "Blocks at the beginning that run on all tokens; null means "
+    "a quarter of them.",
+    "network.token_selection.mode": "`block`: tokens that are not chosen skip a whole block; "
+    "`feed_forward`: they take one linear layer in place of its MLP.",
+    "network.token_selection.weight": "Weight of the loss that holds the shares.",
+    "network.token_selection.temperature": "Of the relaxation through which predictors learn.",
     "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "

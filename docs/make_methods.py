@@ -5,9 +5,9 @@
     python docs/make_methods.py --no-pictures        # the pages alone
     python docs/make_methods.py --check              # only says whether the pages are up to date
 
-Pages come from the docstrings and class attributes; what is said here beside them is what no
-docstring can say, and in `systems.py` what each was verified against. Pictures are drawn anew by
-the same seed, and are not compared.
+Pages come from the docstrings and class attributes; what `method_notes.py` says beside them is
+what no docstring can say, and in `systems.py` what each was verified against. Pictures are drawn
+anew by the same seed, and are not compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from docstring_markdown import Docstring, cell, inline, items, markdown, parse
+from method_notes import NOTES
 from systems_page import check_systems, systems_page
 
 from medseg_reg.regularizers import regularizer_class
@@ -28,187 +29,6 @@ from medseg_reg.regularizers.catalogue import Entry, entries
 
 FOLDER = Path(__file__).with_name("methods")
 SYSTEMS = "../systems.md"  # as seen from there
-
-SELECTIVITY = """\
-![Drop frequency against correlation](corrdrop_selectivity.png)
-
-How often a unit is dropped, against its mean correlation with the others: on a synthetic map of
-which one half is correlated, and on a map of a trained network. The published rule
-(`faithful=True`) is nearly flat; the default drops what correlates little."""
-
-NOTES = {
-    "corrdrop_channel": SELECTIVITY,
-    "corrdrop_spatial": f"""\
-{SELECTIVITY}
-
-On the trained map the blocks of highest correlation are the empty background, which is alike
-everywhere: at p = 0.25 the default drops a block of the body in 39 % of the passes and an empty one
-in 7 % (the published rule both in 25 %). So the default takes more of what matters than p says; for
-images with much background choose p with that in mind.
-
-CorrDrop was published between convolution and normalization in the deeper stages of residual
-networks. In a U-Net `after_block` of the deeper levels is nearest.
-
-The published rate also rises over the first 200 calls of the layer, not epochs; here a schedule
-does that.""",
-    "drop_head": """\
-```yaml
-regularization:
-  architecture:
-    - {name: drop_head, p: 0.2, schedule: {name: v_shape, turn: 0.1}}
-```
-
-is Scheduled DropHead: the rate falls from 0.2 to 0 in the first tenth of the training, which should
-be that of the learning rate's warm-up, and rises to 0.2 until the end. That `turn` is the warm-up,
-and that both ends are equal, is known from summaries of the paper alone.""",
-    "drop_key": """\
-The published rate falls with the depth and ends with a few epochs without. A ramp over the places
-does the first:
-
-```yaml
-regularization:
-  architecture:
-    - {name: drop_key, p: 0.1, depth_ramp: {first: 1.0, last: 0.0}}
-```
-
-Random numbers for every weight cost something where the weights are many: the training step of a
-ViT (6 blocks of width 192, 196 patches, batch 4, one CPU core) took 1.3 times as long.
-
-Where an attention is fused, as in timm's ViT, its weights are never computed; the layer then hides
-the same keys by a mask. See [attention](../insertion.md#attention).""",
-    "drop_path": """\
-In a transformer, `residual` names the branches of its blocks too: two a block, or one layer for
-both where the network has one module for both. Timm, segmentation-models-pytorch and MONAI's
-SwinUNETR have a `drop_path_rate` of their own; where it is not 0, both rates act, and the report of
-`insert` says so. MONAI's ViT and UNETR have none.""",
-    "dropout": """\
-Neighbouring pixels of a map are alike, so dropping single elements takes little information away.
-Dropping channels ([spatial_dropout](spatial_dropout.md)) or blocks takes more.""",
-    "guided_key_dropout": """\
-Compare it with `beta: 0`, with [drop_key](drop_key.md) and with no dropout, over equal seeds; and
-several `beta` at equal p as well as at an equal share of the attention dropped, which is
-`(guided_rates(u, p, beta) * u).mean()`. On scores u of a log-normal distribution (standard
-deviation of the logarithm 1.5, 196 tokens, p = 0.2, p_max = 0.9) that share is 0.03, 0.20, 0.63 and
-0.67 for beta -1, 0, 1 and 2.
-
-The attention of an untrained network is even, so a rate that rises with it is a natural schedule:
-
-```yaml
-regularization:
-  architecture:
-    - {name: guided_key_dropout, p: 0.2, beta: -1, schedule: {name: linear, duration: 0.3}}
-```
-
-No scores are learned. What helps, and whether anything does, is open: no result was published.
-
-Timm's ViT and the DPT of segmentation-models-pytorch have a fused attention, whose weights are
-never computed; the error says how to take it apart. It saves no time: all tokens are computed.""",
-    "guided_residual_dropout": """\
-It goes into MONAI's ViT and UNETR and, with an attention that is not fused, timm's ViT and DPT. In
-the windows of a Swin transformer, and over the reduced keys of Segformer, tokens of a block get no
-attention of their own: there [guided_key_dropout](guided_key_dropout.md) is the way.
-
-The layer is a child of the module that hands the weights on, so no block is wrapped and no weight
-changes its name.""",
-    "gating_dropout": """\
-```yaml
-network:
-  name: monai.UNETR
-  img_size: 96
-  experts: {count: 4, exchange: true}
-regularization:
-  architecture:
-    - {name: gating_dropout, p: 0.3}
-```
-
-Checked with two processes over gloo: both toss the same coins; a step that takes part makes no
-all-to-all where the others make three there and two back; answers and gradients with the exchange
-are those without it. The exchange costs time and saves no memory, because every process holds all
-weights: it is for those who want to measure what the paper measured.
-
-The picture above shows the layer on a map that is not one of gates, with one sample and two virtual
-machines; in a network it goes to `routing` alone.""",
-    "heuristic_dropout": """\
-At usual scales of a map the term k / V decides, and the entropy hardly counts. The table of the
-paper agrees with k = 2, the value fixed in its code; its text finds 3 slightly better on average.
-
-The method expects rectified maps: `between_convs` or `after_block`.""",
-    "patch_dropout": """\
-It goes into MONAI's ViT and UNETR, timm's ViT and the DPT of segmentation-models-pytorch: networks
-whose blocks get the same tokens one after the other. The windows of a Swin transformer and the
-reduced keys of Segformer cannot leave tokens out one by one. Timm's own `patch_drop_rate` gives
-wrong maps in a network for segmentation, and `insert` refuses it.
-
-An attention over N tokens of width d takes 2 N^2 d + 4 N d^2 multiplications, and the tests count
-exactly that with k for N. At the sizes of medical slices the second term prevails, so the savings
-are nearly proportional to p: a training step of a ViT (6 blocks of width 192, 196 patches, batch 4,
-one CPU core) took 0.76 of its time at p = 0.25 and 0.51 at p = 0.5, where the formula says 0.72 and
-0.46 for the blocks alone. UNETR's first encoder sees the image itself, so the network is never
-blind at a dropped patch.
-
-In a decoder with batch normalization, as that of DPT, mask tokens shift the statistics that
-evaluation uses.
-
-With `vary` the number of tokens changes from pass to pass, which breaks the graph of
-`torch.compile`.""",
-    "token_merging": """\
-```python
-import torch
-from monai.networks.nets import UNETR
-
-from medseg_reg.insertion import insert
-
-network = UNETR(
-    1, 2, (64, 64), feature_size=4, hidden_size=24, mlp_dim=48, num_heads=3, spatial_dims=2
-)
-example = torch.rand(1, 1, 64, 64)
-insert(network, "token_merging", "tokens", example=example, p=0.25, in_evaluation=True)
-assert network.eval()(example).shape == (1, 2, 64, 64)
-```
-
-By default a regularizer, for training alone. With `in_evaluation=True` it makes a trained network
-faster, also one that was trained without: build it, load its weights, insert. What that costs in
-accuracy is to be measured on your data.
-
-It goes where [patch_dropout](patch_dropout.md) goes: MONAI's ViT and UNETR, timm's ViT and the DPT
-of segmentation-models-pytorch. The windows of a Swin transformer, the reduced keys of Segformer,
-and blocks that get positions or need the whole grid are refused when the layer is placed; so is a
-fused attention that takes no mask, unless `proportional=False`. A network takes one layer that
-changes the number of its tokens.
-
-The weights of a group in the attention are changed behind the softmax, or by timm's `attn_mask`;
-that equal tokens may be merged without any change is tested to 1e-5.
-
-Attention and MLP then take the operations of N - r tokens, which the tests count. Matching takes
-about N^2 C / 4 multiplications more, and sorting: it pays for many tokens and wide blocks. Over
-the time without, in one run on one core of a busy CPU (`python -m benchmarks.tokens`, a ViT of 6
-blocks of width 192, batch 4):
-
-| | 196 patches | 1024 patches |
-|---|---|---|
-| training step, p = 0.25 | 0.81 | 0.72 |
-| training step, p = 0.5 | 0.54 | 0.37 |
-| evaluation, p = 0.25 | 1.0 | 0.9 |
-| evaluation, p = 0.5 | 0.73 | 0.56 |
-
-Networks that do the same work came out between 0.9 and 1.07 there, so no second digit of these
-counts.""",
-    "tree_dropout": """\
-![Errors over the training for 4, 16 and 64 experts](../tree_dropout.png)
-
-The regression of the paper in the small: solid the error on new points, dashed that on the 40
-points trained on (`python benchmarks/tree_dropout.py`).
-With 64 experts the error on new points ends at 0.30 without dropout, and at 0.16 with p = 0.05 or
-0.1, where the noise alone makes 0.09. The smallest error on the way, 0.14, is reached without it:
-early stopping would do as well. With 4 experts dropout does harm, 0.32 against 0.21: a small tree
-needs all of its leaves.
-
-The picture above shows the layer on a map that is not one of gates; in a network it goes to
-`tree_gates` alone.""",
-    "input_dropout": """\
-The paper's erosion and Canny edges are options of the [converters](../data.md).""",
-}
-"""What is worth knowing beside the docstring, by name of the method."""
 
 INDEX = """\
 # Methods
@@ -243,7 +63,7 @@ def pages() -> dict[str, str]:
     names = {one.name for one in found}
     if not NOTES.keys() <= names:
         odd = ", ".join(sorted(NOTES.keys() - names))
-        raise SystemExit(f"docs/make_methods.py: NOTES names no method: {odd}")
+        raise SystemExit(f"docs/method_notes.py: NOTES names no method: {odd}")
     links = {one.class_name: f"{one.name}.md" for one in found}
     for one in found:
         links |= {name: f"{one.name}.md#{name}" for name in _functions(one, found)}

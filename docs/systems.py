@@ -336,6 +336,21 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
             "tokens of an image",
         ),
     ),
+    "token_selection": (
+        "DynamicViT and SViT",
+        "Rao et al., NeurIPS 2021 and T-PAMI 2023; Liu et al., WACV 2024",
+        System(
+            "classification; detection",
+            {
+                FORMULA: "networks/test_token_selection.py"
+                "::test_the_penalty_is_the_squared_distance_and_there_in_training_alone",
+                TOY: "networks/test_token_selection.py"
+                "::test_a_training_reaches_the_share_and_keeps_the_tokens_that_matter",
+            },
+            "distillation from the network with all tokens; a result on data",
+            "tokens that are not chosen stay in the map",
+        ),
+    ),
 }
 
 _TERMS = {FORMULA: "losses/test_terms.py::test_each_term_equals_its_formula"}

@@ -73,6 +73,26 @@ class ExpertsSpec(Closed):
         return {"experts" if key == "count" else key: value for key, value in self}
 
 
+class TokenSelectionSpec(Closed):
+    """Tokens of a transformer that later blocks work on, chosen by predictors.
+
+    Attributes:
+        keep: share of the patches in the first stage; its square in the second, and so on.
+        stages: equal parts of the blocks.
+        first: blocks at the beginning that run on all tokens; null for a quarter of them.
+        mode: whole blocks, or their feed-forward parts alone.
+        weight: of the loss that holds the shares.
+        temperature: of the relaxation that gives the gradient.
+    """
+
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    stages: Positive = 3
+    first: Annotated[int, Field(ge=0)] | None = None
+    mode: Literal["block", "feed_forward"] = "block"
+    weight: Annotated[float, Field(ge=0)] = 4.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
 class UNetSpec(Closed):
     """U-Net."""
 
@@ -136,6 +156,7 @@ class ForeignSpec(BaseModel):
     head: Head = "softmax"
     tree_depth: TreeDepth = 0
     experts: ExpertsSpec | None = None
+    token_selection: TokenSelectionSpec | None = None
     pretrained: Path | None = None
     pretrained_strict: bool = True
 

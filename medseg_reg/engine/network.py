@@ -34,6 +34,8 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
     arguments: dict[str, Any] = spec.arguments
     if isinstance(spec, ForeignSpec) and spec.experts is not None:
         arguments["experts"] = spec.experts.arguments
+    if isinstance(spec, ForeignSpec) and spec.token_selection is not None:
+        arguments["token_selection"] = dict(spec.token_selection)
     network = build_network(
         in_channels=facts.channels,
         classes=len(facts.classes),

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.modules import conv
 
 from medseg_reg.errors import MedsegError
-from medseg_reg.regularizers import TokenMerging
 
 # An input, or the arguments of the network's forward pass.
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
@@ -67,7 +66,7 @@ def quietly(model: nn.Module, device: torch.device) -> Iterator[None]:
     Layers that change the number of tokens in evaluation do not, so that the places of others are
     those of the network.
     """
-    acting = [m for m in model.modules() if isinstance(m, TokenMerging) and m.in_evaluation]
+    acting: list[Any] = [m for m in model.modules() if getattr(m, "in_evaluation", False) is True]
     with modes_kept(model):
         model.eval()
         for layer in acting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,25 @@ from medseg_reg.insertion.tokens import Keys
 from medseg_reg.regularizers import PatchDropout, Regularizer, TokenMerging, weigh_keys
 
 
+class FewerTokens:
+    """A hook that lets a block run on fewer tokens than it gets.
+
+    Attributes:
+        layer: what decides on them.
+    """
+
+    layer: nn.Module
+
+
+class KeyWeigher(Protocol):
+    """What lets keys of an attention count more or less."""
+
+    def key_weights(self) -> Tensor | None:
+        """Return how much each key counts in this pass, (B, keys); None for all alike."""
+
+
 @dataclass(eq=False)
-class GatherHook:
+class GatherHook(FewerTokens):
     """Lets a block run on the tokens that a layer keeps.
 
     It holds the layer itself, which is beside the module, not inside: copies of a network have
@@ -49,7 +66,7 @@ class CompleteHook:
 
 
 @dataclass(eq=False)
-class MergeHook:
+class MergeHook(FewerTokens):
     """Lets a block run on groups of tokens.
 
     Attributes:
@@ -80,24 +97,24 @@ class UnmergeHook:
 
 
 @dataclass(eq=False)
-class SizeHook:
-    """Lets the keys of an attention count as often as there are tokens in their group.
+class KeysHook:
+    """Lets the keys of an attention count more or less.
 
     Attributes:
-        layer: which merged them.
+        layer: what says how much.
         argument: of the module, where the weights are one, or a mask of them.
     """
 
-    layer: TokenMerging
+    layer: KeyWeigher
     argument: int | str | None = None
 
     def changed(self, weights: Tensor) -> Tensor:
-        """Return weights (B, heads, queries, keys) by the sizes of the groups."""
-        groups = self.layer.groups
-        return weights if groups is None else weigh_keys(weights, groups.sizes)
+        """Return changed weights (B, heads, queries, keys)."""
+        count = self.layer.key_weights()
+        return weights if count is None else weigh_keys(weights, count)
 
 
-class SizeOutputHook(SizeHook):
+class KeysOutputHook(KeysHook):
     """The weights are what a module returns."""
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
@@ -105,7 +122,7 @@ class SizeOutputHook(SizeHook):
         return self.changed(output)
 
 
-class SizeArgumentHook(SizeHook):
+class KeysArgumentHook(KeysHook):
     """The weights are an argument."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -117,19 +134,21 @@ class SizeArgumentHook(SizeHook):
         return args, {**kwargs, key: self.changed(kwargs[key])}
 
 
-class SizeMaskHook(SizeHook):
-    """The weights are never there: their logits get the logarithm of the sizes."""
+class KeysMaskHook(KeysHook):
+    """The weights are never there: their logits get a logarithm."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments, with a mask that is added to the logits."""
-        groups = self.layer.groups
-        if groups is None:
+        count = self.layer.key_weights()
+        if count is None:
             return None
         key = str(self.argument)
-        bias, mask = groups.sizes.log()[:, None, None, :].to(args[0].dtype), kwargs.get(key)
+        bias, mask = count.log()[:, None, None, :].to(args[0].dtype), kwargs.get(key)
         if mask is not None:
             hidden = mask.dtype is torch.bool
-            bias = torch.where(mask, bias, -torch.inf) if hidden else bias + mask
+            both = torch.where(mask, bias, -torch.inf) if hidden else bias + mask
+            # Where the two leave no key at all, the first of them would be no attention.
+            bias = torch.where((both > -torch.inf).any(-1, keepdim=True), both, bias)
         return args, {**kwargs, key: bias}
 
 
@@ -141,7 +160,7 @@ def check_alone(model: nn.Module, where: Place, owner: str) -> None:
     """
     for path in where.chain:
         for hook in model.get_submodule(path)._forward_pre_hooks.values():
-            if isinstance(hook, (GatherHook, MergeHook)):
+            if isinstance(hook, FewerTokens):
                 raise MedsegError(
                     f"{owner} at '{where.name}': '{path}' runs on fewer tokens already, for "
                     f"{type(hook.layer).__name__}. Take that out first."
@@ -163,16 +182,17 @@ def hang_sequence(model: nn.Module, where: Place, layer: Regularizer) -> list[Re
             handles.append(block.register_forward_pre_hook(MergeHook(layer)))
             handles.append(block.register_forward_hook(UnmergeHook(layer)))
     if isinstance(layer, TokenMerging) and layer.proportional:
-        handles += [_weighed(model, keys, layer) for keys in where.keys]
+        handles += [hang_keys(model, keys, layer) for keys in where.keys]
     return handles
 
 
-def _weighed(model: nn.Module, keys: Keys, layer: TokenMerging) -> RemovableHandle:
+def hang_keys(model: nn.Module, keys: Keys, layer: KeyWeigher) -> RemovableHandle:
+    """Let the keys of an attention count as a layer says; return what takes that off again."""
     module = model.get_submodule(keys.path)
     if keys.masks:
-        hook = SizeMaskHook(layer, keys.argument)
+        hook = KeysMaskHook(layer, keys.argument)
         return module.register_forward_pre_hook(hook, with_kwargs=True)
     if keys.argument is None:
-        return module.register_forward_hook(SizeOutputHook(layer))
-    argument = SizeArgumentHook(layer, keys.argument)
+        return module.register_forward_hook(KeysOutputHook(layer))
+    argument = KeysArgumentHook(layer, keys.argument)
     return module.register_forward_pre_hook(argument, with_kwargs=True)

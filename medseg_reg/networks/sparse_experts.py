@@ -281,7 +281,7 @@ def use_experts(
     Raises:
         MedsegError: the network has fewer than `every` such blocks.
     """
-    found = _feed_forward_blocks(network, shape)
+    found = feed_forward_blocks(network, shape)
     chosen = found[every - 1 :: every]
     if not chosen:
         raise MedsegError(
@@ -299,7 +299,7 @@ def use_experts(
     return chosen
 
 
-def _feed_forward_blocks(network: nn.Module, shape: Sequence[int]) -> list[str]:
+def feed_forward_blocks(network: nn.Module, shape: Sequence[int]) -> list[str]:
     """Return the paths of the feed-forward blocks that run, in that order, the innermost ones."""
     paths = [path for path, module in network.named_modules() if path and _is_feed_forward(module)]
     inner = [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]

@@ -143,7 +143,7 @@ def weigh_keys(weights: Tensor, sizes: Tensor) -> Tensor:
 
     Args:
         weights: (B, heads, queries, keys), rows of sum 1.
-        sizes: (B, keys).
+        sizes: (B, keys); 0 hides a key.
 
     Example:
         >>> import torch
@@ -154,7 +154,10 @@ def weigh_keys(weights: Tensor, sizes: Tensor) -> Tensor:
     rows = (weights.float() if half else weights) * sizes[:, None, None, :].to(
         torch.float32 if half else weights.dtype
     )
-    return (rows / rows.sum(-1, keepdim=True)).to(weights.dtype)
+    total = rows.sum(-1, keepdim=True)
+    # A row whose weights are all for keys that count nothing stays as it is.
+    found = torch.where(total > 0, rows / torch.where(total > 0, total, 1.0), weights)
+    return found.to(weights.dtype)
 
 
 def token_merging(
@@ -328,6 +331,10 @@ class TokenMerging(Regularizer):
             return x
         y = unmerge_tokens(x, groups)
         return y + rest.to(y.dtype)
+
+    def key_weights(self) -> Tensor | None:
+        """How many tokens each key stands for while a block runs, (B, groups); None for one."""
+        return None if self.groups is None else self.groups.sizes
 
     def measured_rate(self, x: Tensor, y: Tensor) -> float:
         """The share of patches that were merged away in the last pass."""

@@ -100,10 +100,10 @@ def test_the_layers_stand_beside_dropout_a_convolution_and_a_copy(monkeypatch):
 
 def test_networks_on_fewer_tokens_stand_beside_one_on_all(monkeypatch):
     pytest.importorskip("einops")
-    monkeypatch.setattr(tokens, "BLOCKS", 1)
+    monkeypatch.setattr(tokens, "BLOCKS", 4)
     words = ["--sides", "4", "--width", "12", "--batch", "1", "--rounds", "1"]
     found = tokens.rows(tokens.parser().parse_args(words))
-    names = ["plain", *tokens.LAYERS]
+    names = ["plain", *tokens.LAYERS, *tokens.SELECTIONS]
     assert [row.name for row in found] == names * 2
     parts = {"training step, 16 patches", "evaluation, 16 patches"}
     assert {row.part for row in found} == parts

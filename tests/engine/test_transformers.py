@@ -20,6 +20,7 @@ from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import Interrupted
+from medseg_reg.networks import TokenSelection
 from tests.stores import make_store
 from tests.training import same_weights, tiny_config
 
@@ -121,6 +122,33 @@ def test_token_merging_trains_by_a_configuration_and_acts_in_evaluation_if_asked
     ours = network(x)
     layer.in_evaluation = False
     assert not torch.equal(network(x), ours)
+
+
+def test_predictors_of_chosen_tokens_learn_by_a_configuration_and_are_built_again(
+    store: SliceStore, tmp_path: Path
+) -> None:
+    content = tiny_config(store.path, tmp_path / "run", network={**NETWORK, "token_selection": {}})
+    content["network"]["token_selection"] = {"keep": 0.6, "first": 8, "stages": 2, "weight": 10.0}
+    content["regularization"]["architecture"] = [{"name": "drop_key", "p": 0.1}]
+    given: list[int] = []
+    original = SegmentationModule.with_penalties
+
+    def noted(self: SegmentationModule, loss: torch.Tensor) -> torch.Tensor:
+        given.append(sum(one.penalty is not None for one in self.penalized))
+        return original(self, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationModule, "with_penalties", noted)
+        run = fit(parse_config(content, "run"))
+    assert set(given) == {4}
+    network = load_run_network(run)
+    found = [one for one in network.modules() if isinstance(one, TokenSelection)]
+    assert [one.keep for one in found] == pytest.approx([0.6, 0.6, 0.36, 0.36])
+    for one in found:
+        fresh = TokenSelection(12, one.keep)
+        assert not torch.equal(one.predictor[-1].bias, fresh.predictor[-1].bias)
+    x = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(network(x)[:1], network(x[:1]), atol=1e-5, rtol=1e-4)
 
 
 def path_of(network: torch.nn.Module) -> str:
