@@ -108,8 +108,9 @@ paper agrees with k = 2, the value fixed in its code; its text finds 3 slightly 
 The method expects rectified maps: `between_convs` or `after_block`.""",
     "patch_dropout": """\
 It goes into MONAI's ViT and UNETR, timm's ViT and the DPT of segmentation-models-pytorch: networks
-whose blocks get the same tokens one after the other. The windows of a Swin transformer and the
-reduced keys of Segformer cannot leave tokens out one by one. Timm's own `patch_drop_rate` gives
+whose blocks get the same tokens one after the other; and into MONAI's SwinUNETR and timm's Swin,
+where windows lose rows and columns. The reduced keys of Segformer cannot leave tokens out one by
+one. Timm's own `patch_drop_rate` gives
 wrong maps in a network for segmentation, and `insert` refuses it.
 
 An attention over N tokens of width d takes 2 N^2 d + 4 N d^2 multiplications, and the tests count
@@ -121,6 +122,20 @@ blind at a dropped patch.
 
 In a decoder with batch normalization, as that of DPT, mask tokens shift the statistics that
 evaluation uses.
+
+**Swin.** `insert` puts one layer at each resolution, `encoder.2.tokens` and so on, and gives the
+kept patches alone to attention and MLP of each block. The tests compare this, in shifted windows
+too, with the slow way: all patches computed, dropped ones hidden as keys. What is needed:
+
+* Maps that are multiples of the window at every resolution: images of 224 with windows of 7, or
+  128 with windows of 4 (`configs/bagls_small_swin.yaml`). Others are refused, since padded windows
+  would lose other numbers of patches. So are Swin V2, whose attention counts its window itself, and
+  torchvision's Swin.
+* The relative position bias of these networks is one for the batch, so a pattern for each sample,
+  as in the paper, is not possible without changing their code. Fewer patterns are drawn.
+* Each resolution loses a share p of its own; a patch of a deep resolution may have lost more in
+  those before. Begin with a p smaller than for ViT, or name one resolution alone.
+* It was not tried with `torch.compile`.
 
 With `vary` the number of tokens changes from pass to pass, which breaks the graph of
 `torch.compile`.""",

@@ -221,8 +221,8 @@ METHODS: dict[str, System] = {
             FORMULA: "insertion/test_patch_dropout.py"
             "::test_each_tap_is_the_run_on_the_kept_tokens_put_in_their_places"
         },
-        "the form for windows (Swin)",
-        "a mask token for each patch that is left out",
+        "in windows (Swin), a pattern for each sample; Swin V2",
+        "a mask token for each patch that is left out; in SwinUNETR and timm's Swin too",
     ),
     "prob_drop_block": System(
         CLASSES,

@@ -50,8 +50,18 @@ def check_suited(model: nn.Module, layer: Regularizer, where: Place, owner: str)
         MedsegError: it is not, or no layer can be put there; says why, and what to do.
     """
     check_kind(layer, where.name, owner)
+    if where.windows and isinstance(layer, TokenMerging):
+        raise MedsegError(
+            f"{owner} at '{where.name}': its attention sees windows, whose tokens cannot be left "
+            "out or merged one by one. Use drop_key or guided_key_dropout."
+        )
     if where.problem:
         raise MedsegError(f"{owner} at '{where.name}': {where.problem}")
+    if where.windows and getattr(layer, "protect_foreground", False):
+        raise MedsegError(
+            f"{owner} at '{where.name}': all windows lose the same patches, so none can be kept "
+            "for its foreground. Set protect_foreground=False."
+        )
     if where.masks and not layer.hides_keys:
         said = needs_weights(where.path, model.get_submodule(where.path))
         raise MedsegError(f"{owner} at '{where.name}': {said}")

@@ -69,6 +69,8 @@ def insert(
         check_suited(model, layer, where, owner)
         check_alone(model, where, owner)
         layer.prefix_tokens = where.prefix if hasattr(layer, "prefix_tokens") else 0
+        if where.windows:
+            layer.window = where.windows[0].side
     return _filled(model, example, found, layers, owner)
 
 

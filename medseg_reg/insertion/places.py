@@ -13,7 +13,7 @@
 | `attention` | the weights of an attention, after the softmax: (B, heads, queries, keys) |
 | `attention_head` | what the heads of an attention give, before they are projected |
 | `block_residual` | all that a transformer block adds to its tokens |
-| `tokens` | what goes into the first of several transformer blocks |
+| `tokens` | what goes into the first of several transformer blocks of one resolution |
 | `tree_gates` | the gates of a hierarchical mixture of experts |
 | `routing` | the gates of sparsely gated experts |
 """
@@ -39,6 +39,7 @@ from medseg_reg.insertion.selection import kind_of
 from medseg_reg.insertion.slots import Slot, has_own_slots, slots
 from medseg_reg.insertion.tokens import Claim, Keys, Tokens
 from medseg_reg.insertion.views import MAP, View
+from medseg_reg.insertion.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Place:
         note: what is odd here.
         chain: for `tokens`: the modules that they go through one after the other.
         keys: for `tokens`: those of the attentions inside.
+        windows: of these, what is known where their attention is one of windows.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Place:
     note: str = ""
     chain: tuple[str, ...] = ()
     keys: tuple[Keys, ...] = ()
+    windows: tuple[Windows, ...] = ()
 
     def __str__(self) -> str:
         """Name, size and module, for a list to read."""
@@ -235,6 +238,7 @@ def _token_places(flow: Flow) -> list[tuple[int, Place]]:
             note=claim.note,
             chain=claim.chain,
             keys=claim.keys,
+            windows=claim.windows,
         )
         found.append((claim.door.index, place))
     return found

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.tokens import Keys
+from medseg_reg.insertion.windows import MaskAgain, hang_windows
 from medseg_reg.regularizers import PatchDropout, Regularizer, TokenMerging, weigh_keys
 
 
@@ -159,8 +160,9 @@ def check_alone(model: nn.Module, where: Place, owner: str) -> None:
         MedsegError: another layer lets them run on fewer.
     """
     for path in where.chain:
-        for hook in model.get_submodule(path)._forward_pre_hooks.values():
-            if isinstance(hook, FewerTokens):
+        block = model.get_submodule(path)
+        for hook in (*block._forward_pre_hooks.values(), *block._forward_hooks.values()):
+            if isinstance(hook, (FewerTokens, MaskAgain)):
                 raise MedsegError(
                     f"{owner} at '{where.name}': '{path}' runs on fewer tokens already, for "
                     f"{type(hook.layer).__name__}. Take that out first."
@@ -174,6 +176,11 @@ def hang_sequence(model: nn.Module, where: Place, layer: Regularizer) -> list[Re
         What takes it off again.
     """
     handles: list[RemovableHandle] = []
+    if where.windows:
+        grid = (where.map_size[1], where.map_size[2])
+        for found in where.windows if isinstance(layer, PatchDropout) else ():
+            handles += hang_windows(model, layer, found, grid)
+        return handles
     for block in map(model.get_submodule, where.chain):
         if isinstance(layer, PatchDropout):
             handles.append(block.register_forward_pre_hook(GatherHook(layer)))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from medseg_reg.insertion import doors, kinds
 from medseg_reg.insertion.attention import Attention, Attentions, needs_weights
 from medseg_reg.insertion.graph import Step, Value
 from medseg_reg.insertion.views import MAP, ChannelsLast, Heads, View
+from medseg_reg.insertion.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Claim:
         note: what is odd there.
         chain: the modules that tokens go through one after the other, the door's first.
         keys: those of the attentions inside the chain.
+        windows: of these, what is known where their attention is one of windows.
     """
 
     kind: str
@@ -66,6 +71,7 @@ class Claim:
     note: str = ""
     chain: tuple[str, ...] = ()
     keys: tuple[Keys, ...] = ()
+    windows: tuple[Windows, ...] = ()
 
 
 class Tokens(Attentions):
@@ -194,6 +200,10 @@ class Tokens(Attentions):
         if entrance is None or entrance.argument != 0:
             return
         shape = entrance.inputs[0].shape
+        stages = self._stages(chain)
+        if stages:
+            yield from stages
+            return
         yield Claim(
             "tokens",
             entrance.inputs[0],
@@ -215,6 +225,77 @@ class Tokens(Attentions):
             return Keys(path, problem=f"the weights of '{path}' are made and read in one go.")
         argument = claim.door.argument if claim.argument is None else claim.argument
         return Keys(claim.door.path, argument, claim.masks, claim.problem)
+
+    def _stages(self, chain: list[str]) -> list[Claim]:
+        """Return the tokens of each resolution of a transformer of windows; empty if it is none."""
+        blocks = {path: one for path in chain if (one := self._block_of_windows(path)) is not None}
+        if len(blocks) < len(chain):
+            return []
+        claims = []
+        for _, group in itertools.groupby(chain, self._shape_of):
+            paths = list(group)
+            entrance = self.entrance_of(paths[0])
+            if entrance is None or entrance.argument != 0:
+                return []
+            value, (_, height, width, channels) = entrance.inputs[0], self._shape_of(paths[0])
+            known = tuple(blocks[path] for path in paths)
+            sides = {one.side for one in known}
+            problem = ""
+            if len(sides) > 1 or height % min(sides) or width % min(sides):
+                problem = (
+                    f"the map of {height}x{width} patches of '{paths[0]}' is no multiple of its "
+                    f"windows of {min(sides)}x{min(sides)}, so they cannot all lose the same "
+                    "patches. Use images, or windows, that fit: with a window w and patches of P "
+                    "pixels, multiples of P w, 2 P w, 4 P w and so on for the resolutions. Or use "
+                    "drop_key."
+                )
+            claims.append(
+                Claim(
+                    "tokens",
+                    value,
+                    entrance,
+                    (channels, height, width),
+                    height * width,
+                    view=ChannelsLast(),
+                    problem=problem,
+                    chain=tuple(paths),
+                    windows=known,
+                )
+            )
+        return claims
+
+    def _shape_of(self, path: str) -> tuple[int, ...]:
+        """Return the shape of what comes into a module."""
+        entrance = self.entrance_of(path)
+        return () if entrance is None else tuple(entrance.inputs[0].shape)
+
+    def _block_of_windows(self, path: str) -> Windows | None:
+        """Return what is known of a block of square windows.
+
+        Its attention keeps the numbers of relative positions in a buffer, as in the published code
+        of Swin, MONAI and timm, and it says itself by how much its windows are shifted.
+        """
+        shape = self._shape_of(path)
+        found = [one for one in self.attentions if self.block(one.product.path) == path]
+        entrances = [self.entrance(one.product) for one in found]
+        if len(shape) != 4 or len(found) != 1 or entrances[0] is None:
+            return None
+        attention, block = entrances[0].module, self._module(path)
+        mlp = self.entrance_of(f"{path}.mlp")
+        side = math.isqrt(found[0].size[1])
+        index = getattr(attention, "relative_position_index", None)
+        shift = getattr(block, "shift_size", None)
+        if mlp is None or index is None or shift is None or found[0].size[1:] != (side**2, side**2):
+            return None
+        shift = [shift] * 2 if isinstance(shift, int) else list(shift)
+        by = [0 if n <= side else int(s) for n, s in zip(shape[1:3], shift, strict=True)]
+        flat = len(mlp.inputs[0].shape) == 3
+        return Windows(path, entrances[0].path, mlp.path, flat, side, (by[0], by[1]))
+
+    def _module(self, path: str) -> nn.Module | None:
+        """Return the module of a path that was entered."""
+        steps = (s for s in self.graph.steps if s.kind == kinds.ENTER and s.path == path)
+        return next((step.module for step in steps), None)
 
     def _broken(self, chain: list[str], shape: tuple[int, ...]) -> str:
         """Say why blocks could not run on a part of the tokens; empty if they can."""

@@ -106,6 +106,7 @@ from medseg_reg.regularizers.nsdropout import (
 )
 from medseg_reg.regularizers.patch_dropout import (
     PatchDropout,
+    kept_lines,
     kept_patches,
     patch_dropout,
     patches_with_foreground,
@@ -198,6 +199,7 @@ __all__ = [
     "heuristic_scores",
     "home_experts",
     "kept_channels",
+    "kept_lines",
     "kept_patches",
     "leaf_shares",
     "match_tokens",

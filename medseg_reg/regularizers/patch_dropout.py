@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from medseg_reg.regularizers.attention_weights import check_tokens
 from medseg_reg.regularizers.base import Regularizer, check_map, check_rate, register
 
-__all__ = ["PatchDropout", "kept_patches", "patch_dropout", "patches_with_foreground"]
+__all__ = [
+    "PatchDropout",
+    "kept_lines",
+    "kept_patches",
+    "patch_dropout",
+    "patches_with_foreground",
+]
 
 _POOLS = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 _ROUNDING = 1e-9
@@ -49,6 +55,34 @@ def kept_patches(
         if protected is not None:
             order = order + ~protected
         return order.argsort(1)[:, :count].sort(1).values
+
+
+def kept_lines(window: int, p: float, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Which rows and which columns of every window are kept, so that a share p of it is dropped.
+
+    Of w rows w sqrt(1 - p) are kept, rounded up or down at random so that this is the mean, and of
+    the columns as many, drawn apart; at least one of each. The mean share of the window that is
+    dropped is p then, unless p is above 1 - 1 / w^2.
+
+    Args:
+        window: w, the side of a window.
+        p: share to drop, in [0, 1).
+        device: of the result.
+
+    Returns:
+        The numbers of rows and of columns, rising.
+
+    Example:
+        >>> rows, columns = kept_lines(4, 0.75)
+        >>> len(rows), len(columns)
+        (2, 2)
+    """
+    target = max(1.0, window * math.sqrt(1.0 - p))
+    lines = []
+    for _ in range(2):
+        count = min(window, math.floor(target + float(torch.rand(())) * (1.0 - _ROUNDING)))
+        lines.append(torch.randperm(window)[: max(1, count)].sort().values.to(device))
+    return lines[0], lines[1]
 
 
 def patches_with_foreground(labels: Tensor, patches: int) -> Tensor:
@@ -137,6 +171,12 @@ class PatchDropout(Regularizer):
     vector e at the others. So the decoder of a segmentation network finds each token in its place,
     and the blocks cost as much as k tokens do.
 
+    In a transformer of windows (Swin) all windows of w x w patches lose the same ones: some rows
+    and columns are kept, see `kept_lines`, one choice for the batch. So every window is a smaller
+    rectangle, whose patches keep their relative positions and, where windows are shifted, the mask
+    between regions. Each resolution has a layer, a choice and a mask token of its own, and the map
+    that goes to the next one, and to the decoder, is complete.
+
     `insert` arranges this. Called alone, the layer replaces positions of a map by e, or by zeros.
     The mask token is trained like a weight, but it is no part of ``state_dict``: a run keeps it
     with what its layers remember, and evaluation never reads it.
@@ -150,7 +190,7 @@ class PatchDropout(Regularizer):
             2 p - 1 to 1 where p is above 0.5); the published regularizer has p = 0.25.
         protect_foreground: keep patches with labelled pixels first. It needs the labels of the
             batch, which the training loop gives; passes without gradient, as in MC dropout, do
-            without.
+            without. Not in windows, which share their pattern.
         prefix_tokens: how many tokens in front are no patches, as a class token; they are always
             kept. `insert` sets what the network has.
 
@@ -159,6 +199,8 @@ class PatchDropout(Regularizer):
         mask_token: the vector (C,) in place of a dropped patch; made by `prepare`.
         kept: which tokens of each sample go through the blocks in this pass; None for all.
         tokens: how many there are, N and the prefix.
+        window: the side w of a window; 0 for one sequence. `insert` sets what the network has.
+        rows: which rows of a window are kept in this pass, `columns` which columns; None for all.
 
     Shapes:
         (B, C, *positions) with one to three axes; the output is alike.
@@ -172,7 +214,9 @@ class PatchDropout(Regularizer):
         Transformers Using Patch Dropout", WACV 2023, arXiv 2208.07220, for classification, where
         dropped patches are gone. Mask tokens for the decoder are those of K. He et al., "Masked
         Autoencoders Are Scalable Vision Learners", CVPR 2022. The published code varies the rate in
-        steps of 0.05, in half of the batches.
+        steps of 0.05, in half of the batches. In windows it draws a pattern for each sample, keeps
+        floor((1 - p) w) of the rows and of the columns, so that more than p is dropped, and goes on
+        with the smaller grid to the end, where patches that were no neighbours are merged.
 
     Example:
         >>> import torch
@@ -199,7 +243,9 @@ class PatchDropout(Regularizer):
         self.prefix_tokens = check_tokens(prefix_tokens, type(self).__name__)
         self.labels: Tensor | None = None
         self.kept: Tensor | None = None
-        self.tokens = 0
+        self.tokens = self.window = 0
+        self.rows: Tensor | None = None
+        self.columns: Tensor | None = None
         self.mask_token: nn.Parameter | None = None
 
     def prepare(self, channels: int, device: torch.device | None = None) -> None:
@@ -210,11 +256,14 @@ class PatchDropout(Regularizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer, and forgets which patches the last pass kept."""
-        self.kept = None
+        self.kept = self.rows = self.columns = None
         return super().forward(x)
 
     def regularize(self, x: Tensor) -> Tensor:
         """Draws the patches to keep, and puts the mask token for the others."""
+        if self.window:
+            self.rows, self.columns = kept_lines(self.window, self._rate(), x.device)
+            return self.masked(x)
         self.tokens = math.prod(x.shape[2:])
         patches = self.tokens - self.prefix_tokens
         kept = kept_patches(
@@ -236,6 +285,25 @@ class PatchDropout(Regularizer):
         if self.kept is None:
             return x
         return x.gather(1, self.kept[..., None].expand(-1, -1, x.shape[-1]))
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Puts the mask token at the rows and columns of a map (B, C, H, W) that are left out."""
+        if self.rows is None or self.columns is None or self.mask_token is None:
+            return x
+        keep = torch.zeros(self.window, self.window, dtype=torch.bool, device=x.device)
+        keep[self.rows[:, None], self.columns] = True
+        keep = keep.repeat(x.shape[2] // self.window, x.shape[3] // self.window)
+        return torch.where(keep, x, self.mask_token.to(x.dtype)[:, None, None])
+
+    def in_window(self, shift: tuple[int, int]) -> Tensor | None:
+        """Which of the w^2 patches of a window that is shifted are kept, row after row."""
+        if self.rows is None or self.columns is None:
+            return None
+        rows, columns = (
+            ((lines - by) % self.window).sort().values
+            for lines, by in zip((self.rows, self.columns), shift, strict=True)
+        )
+        return (rows[:, None] * self.window + columns).flatten()
 
     def measured_rate(self, x: Tensor, y: Tensor) -> float:
         """The share of patches that were replaced."""

@@ -116,11 +116,19 @@ def test_class_tokens_are_always_kept() -> None:
         assert (layer.kept[:, 0] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["SwinUNETR", "timm-swin", "Segformer"])
-def test_windows_and_reduced_keys_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        # Windows of 7 x 7, and on the map of 4 x 6 one that is no square.
+        ("SwinUNETR", "windows or fewer keys than tokens.*Use drop_key"),
+        ("timm-swin", "10x10 patches of 'layers.0.blocks.0' is no multiple of its windows of 4x4"),
+        ("Segformer", "windows or fewer keys than tokens.*Use drop_key"),
+    ],
+)
+def test_windows_that_do_not_fit_and_reduced_keys_are_refused(name: str, said: str) -> None:
     case = TRANSFORMERS[name]
     network = case.network()
-    with pytest.raises(MedsegError, match="windows or fewer keys than tokens.*Use drop_key"):
+    with pytest.raises(MedsegError, match=said):
         insert(network, "patch_dropout", example=case.example())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 

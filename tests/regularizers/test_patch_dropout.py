@@ -10,6 +10,7 @@ import torch
 
 from medseg_reg.regularizers import (
     PatchDropout,
+    kept_lines,
     kept_patches,
     patch_dropout,
     patches_with_foreground,
@@ -47,6 +48,20 @@ def test_the_count_is_that_of_the_paper_and_at_least_one(patches: int, p: float)
     x = torch.ones(5, 3, patches)
     rate = PatchDropout(p).measured_rate(x, patch_dropout(x, p))
     assert rate == pytest.approx(1 - ids.shape[1] / patches)
+
+
+@pytest.mark.parametrize("window", [2, 4, 7])
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.7])
+def test_the_share_of_a_window_that_is_dropped_is_p_on_average(window: int, p: float) -> None:
+    torch.manual_seed(0)
+    kept = torch.zeros(window, window)
+    for _ in range(4000):
+        rows, columns = kept_lines(window, p)
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        assert abs(len(rows) - window * (1 - p) ** 0.5) < 1
+        kept[rows[:, None], columns] += 1 / 4000
+    assert float(kept.mean()) == pytest.approx(1 - p, abs=0.01)
+    assert (kept - (1 - p)).abs().max() < 0.05
 
 
 def test_every_patch_is_kept_equally_often_and_each_sample_has_its_own() -> None:
