@@ -142,7 +142,7 @@ def _check_effect(
             continue
         rest = {other: value for other, value in arguments.items() if other != key}
         try:
-            changed = fingerprint(name, rest) != whole
+            changed = fingerprint(name, rest) != whole or _begins(name, rest, arguments)
         except ValueError:
             changed = True  # it cannot be left out
         if not changed:
@@ -151,6 +151,16 @@ def _check_effect(
                 f"{' and this encoder' if key not in signature else ''}. Leave it out, or give "
                 "what it needs to count"
             )
+
+
+def _begins(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two networks of the same weights' shapes begin with other values, as layer scale."""
+    first = []
+    for arguments in (one, other):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            first.append(build_foreign(name, 1, 2, arguments).state_dict())
+    return any(not torch.equal(value, first[1][key]) for key, value in first[0].items())
 
 
 def fingerprint(name: str, arguments: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from medseg_reg.engine.rates import apply_depth_ramp
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import insert
 from medseg_reg.networks.build import build_network
+from medseg_reg.networks.foreign_check import check_foreign
 from medseg_reg.networks.pretrained import load_pretrained
 
 timm = pytest.importorskip("timm")
@@ -88,6 +89,12 @@ def test_layer_scale_begins_at_a_millionth_in_convnext_and_by_request_in_vit() -
     scaled = network("smp.DPT", **VIT, **DPT, dynamic_img_size=True, init_values=0.1)
     found = scales(scaled)
     assert list(found.values()) == pytest.approx([0.1] * 24)
+
+
+def test_the_first_value_of_layer_scale_is_an_argument_that_counts() -> None:
+    check_foreign("smp.UPerNet", {**CONVNEXT, "ls_init_value": 0.1})
+    with pytest.raises(ValueError, match="'head_init_scale' changes nothing"):
+        check_foreign("smp.UPerNet", {**CONVNEXT, "head_init_scale": 0.1})
 
 
 def test_a_new_convnext_is_nearly_without_its_blocks_and_grows_them_by_the_learning_rate() -> None:
