@@ -159,9 +159,16 @@ class Config(Closed):
     @model_validator(mode="after")
     def _outputs_have_weights(self) -> Config:
         weights, network = self.regularization.error.supervision, self.network
-        if isinstance(weights, str) or isinstance(network, ForeignSpec):
+        if isinstance(network, ForeignSpec):
             return self
         deep = isinstance(network, UNet3PlusSpec) and network.deep_supervision
+        if isinstance(weights, str):
+            if weights != "equal" and not deep:
+                raise ValueError(
+                    f"regularization.error.supervision is {weights!r}, which changes nothing: the "
+                    "network has 1 output (no deep_supervision)"
+                )
+            return self
         outputs = len(network.channels) if deep else 1
         if len(weights) != outputs:
             raise ValueError(

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion.running import modes_kept
+from medseg_reg.networks.guided import ClassPresence
 from medseg_reg.regularizers import HeuristicDropout, Regularizer
 
 # Layers of timm, torchvision and MONAI that are no subclass of torch's dropout, by their classes'
@@ -30,7 +31,15 @@ def stochastic_layers(network: nn.Module) -> dict[str, nn.Module]:
     >>> list(stochastic_layers(nn.Sequential(SpatialDropout(0.1), HeuristicDropout(0.1))))
     ['0']
     """
-    return {path: layer for path, layer in network.named_modules() if _draws(layer)}
+    # The head of UNet 3+ that says which classes are there has a dropout of its own, in every such
+    # network; it would take whole classes away, and is no layer that anyone asked for.
+    heads = [part for part in network.modules() if isinstance(part, ClassPresence)]
+    left_out = {id(layer) for head in heads for layer in head.modules()}
+    return {
+        path: layer
+        for path, layer in network.named_modules()
+        if _draws(layer) and id(layer) not in left_out
+    }
 
 
 def fixed_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -71,6 +80,9 @@ def sampling(network: nn.Module) -> Iterator[list[nn.Module]]:
         for module in network.modules():
             # In evaluation mode torch's fast path leaves the dropouts inside out.
             if isinstance(module, nn.TransformerEncoderLayer) and stochastic_layers(module):
+                module.training = True
+            # Timm's fused attention reads the rate of its dropout and its own mode.
+            if getattr(module, "fused_attn", False) and any(map(_draws, module.children())):
                 module.training = True
         yield layers
 

@@ -75,7 +75,7 @@ class AttentionUNet(UNet):
         in_channels: channels of the image.
         out_channels: channels of the output, one for each class.
         channels: feature maps of each level; the last is the bottleneck.
-        norm: `batch`, `instance`, or another name of MONAI's factory.
+        norm: `batch`, `instance` or `syncbatch`.
         activation: a name of MONAI's factory, as `relu`.
         upsample: `deconv` or `nontrainable`.
         gate_full_resolution: whether the first skip connection has a gate too, as in many later

@@ -59,6 +59,8 @@ def run(study: StudySpec, cells: Sequence[Cell], ray: str | None = None) -> list
     require_writable(study.directory)
     with locked(study.directory) as lock:
         make_phantoms(todo)
+        if study.equal_rates:
+            cells = equal(study, cells, study.equal_rates)
         check_existing(cells)
         write_text(study.directory / "study.yaml", study.to_yaml())
         print(f"study {study.directory}: {len(cells)} runs, {len(todo)} to do", flush=True)
@@ -94,6 +96,13 @@ def make_phantoms(cells: Sequence[Cell]) -> None:
 
         for config in configs.values():
             make_phantom(config)
+
+
+def equal(study: StudySpec, cells: Sequence[Cell], rate: float) -> list[Cell]:
+    """Return the runs with a `p` for each layer at which all drop the same share."""
+    from medseg_reg.study.equal_rates import with_equal_rates  # seconds to import
+
+    return with_equal_rates(cells, rate, study.directory / "equal_rates.json")
 
 
 def report(study: StudySpec) -> None:

@@ -39,6 +39,8 @@ def write_results(study: StudySpec, cells: Sequence[Cell]) -> Path:
     if study.coadaptation is not None:
         tables = [_coadaptation(cell) for cell in done]
         _write(tables, COADAPTATION_COLUMNS, study.directory / "coadaptation.csv")
+    else:  # of a time when it was asked for; the tables of the runs stay
+        (study.directory / "coadaptation.csv").unlink(missing_ok=True)
     return path
 
 

@@ -179,7 +179,7 @@ class StudySpec(ManyRuns):
         folds: cross-validation with so many folds, instead of the data set's split.
         splits: seeds of the draw of the split (`data.split.seed`); all seeds run on each.
         budget: equal for all runs.
-        equal_rates: the rate asked for (`p`) of every layer of every method.
+        equal_rates: the share that every layer of every method shall drop; see `equal_rates`.
         overrides: keys and values for all runs.
         threads: see `ManyRuns`, as the other attributes; half of the cores by default.
         metrics: the scores in results.csv, as far as a run has them.

@@ -16,7 +16,9 @@ from medseg_reg.inference.stochastic import (
     sampling,
     stochastic_layers,
 )
+from medseg_reg.insertion import place
 from medseg_reg.insertion.running import seeded
+from medseg_reg.networks import UNet3Plus
 from medseg_reg.regularizers import (
     DropBlock,
     HeuristicDropout,
@@ -165,3 +167,26 @@ def test_many_places_are_cut_short():
     model = nn.Sequential(*(HeuristicDropout(0.1) for _ in range(9)))
     with pytest.raises(MedsegError, match=r"\(0, 1, 2 and 6 more\)"):
         require_stochastic(model, "run")
+
+
+def test_the_dropout_of_a_fused_attention_draws() -> None:
+    torch.manual_seed(0)
+    attention = timm.layers.Attention(8, num_heads=2, attn_drop=0.5)
+    assert attention.fused_attn
+    network, x = nn.Sequential(nn.LayerNorm(8), attention).eval(), torch.rand(1, 6, 8)
+    assert list(stochastic_layers(network)) == ["1.attn_drop"]
+    with sampling(network):
+        assert not torch.equal(network(x), network(x))
+    assert not attention.training
+    assert torch.equal(network(x), network(x))
+
+
+def test_the_head_that_says_which_classes_are_there_is_no_regularizer() -> None:
+    arguments = {"channels": (4, 8), "cat_channels": 4, "classification_guided": True}
+    network = UNet3Plus(2, 1, 2, **arguments)
+    assert stochastic_layers(network) == {}
+    place(network, "heuristic_dropout", ["*"], {"p": 0.3})
+    with pytest.raises(MedsegError, match="none of its layers draws by chance"):
+        require_stochastic(network, "run")
+    place(network, "spatial_dropout", ["bottleneck.*"], {"p": 0.3})
+    assert all("bottleneck" in path for path in stochastic_layers(network))

@@ -24,6 +24,9 @@ def config(error, network=None):
     return parse_config({**content, **({"network": network} if network else {})}, "x.yaml")
 
 
+SUPERVISED = {"name": "unet3plus", "channels": [4, 8, 8], "deep_supervision": True}
+
+
 def test_the_defaults_are_those_of_the_loss():
     assert repr(MixedLoss(**dict(ErrorSpec()))) == repr(MixedLoss())
     assert set(TERMS) == {"ce", "focal", *REGION_TERMS}
@@ -36,7 +39,7 @@ def test_every_key_reaches_the_loss():
         "focal_gamma": 1.5, "tversky_alpha": 0.4, "tversky_beta": 0.6, "tversky_gamma": 1.25,
         "supervision": "halving",
     }  # fmt: skip
-    loss = _loss(config(error), 3)
+    loss = _loss(config(error, network=SUPERVISED), 3)
     assert loss.weights == {name: 0.5 + number for number, name in enumerate(TERMS)}
     assert loss.class_weights.tolist() == [1, 2, 3]
     assert loss.region_weights.tolist() == [0, 2, 1]
@@ -91,3 +94,9 @@ def test_the_hybrid_loss_of_unet3plus_trains(tmp_path):
     }
     train_main(["--config", str(write_config(tmp_path / "c.yaml", content))])
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_weights_of_outputs_that_a_network_does_not_have_are_refused():
+    with pytest.raises(MedsegError, match=r"supervision is 'halving', which changes nothing"):
+        config({"supervision": "halving"})
+    assert config({"supervision": "halving"}, network=SUPERVISED)

@@ -45,3 +45,16 @@ def test_each_row_has_the_split_of_its_run(tmp_path: Path) -> None:
     # By number, not by letters, and as the run wrote them.
     assert fallen["draw"].tolist()[:3] == ["0", "9", "10"]
     assert set(results["case"]) == {"007"}
+
+
+def test_a_table_that_is_no_longer_asked_for_goes(tmp_path: Path) -> None:
+    asked = {"rates": (0.0, 0.5), "draws": 11, "seed": 0}
+    study = study_of(tmp_path / "store", tmp_path, seeds=1, coadaptation=asked)
+    for cell in expand(study):
+        finish(cell, study.coadaptation.model_dump(mode="json"))
+    write_results(study, expand(study))
+    assert (study.directory / "coadaptation.csv").exists()
+    without = study_of(tmp_path / "store", tmp_path, seeds=1)
+    write_results(without, expand(without))
+    assert not (study.directory / "coadaptation.csv").exists()
+    assert (study.directory / "results.csv").exists()
