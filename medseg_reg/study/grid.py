@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ from medseg_reg.config_file import origins, read_yaml, with_overrides
 from medseg_reg.config_network import FOREIGN_NAMES
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
+from medseg_reg.study.idle_keys import KEPT_OF_SPLIT
 from medseg_reg.study.spec import MethodSpec, StudySpec
 
 
@@ -94,14 +95,15 @@ def expand(study: StudySpec) -> list[Cell]:
 
 def _cell(study: StudySpec, spot: Spot, content: Any, lines: Any) -> Cell:
     """Return the run at a spot, made of what the data set's file holds."""
-    overrides = [
-        *_overrides(study, spot, content),
-        f"name={flow(study.name)}",
-        f"seed={spot.seed}",
-        f"run={flow((study.directory / 'runs' / spot.path).as_posix())}",
-    ]
-    places = origins(study.datasets[spot.dataset].config or Path(spot.dataset), lines, overrides)
+    file = study.datasets[spot.dataset].config or Path(spot.dataset)
     try:
+        overrides = [
+            *_overrides(study, spot, content),
+            f"name={flow(study.name)}",
+            f"seed={spot.seed}",
+            f"run={flow((study.directory / 'runs' / spot.path).as_posix())}",
+        ]
+        places = origins(file, lines, overrides)
         config = parse_config(with_overrides(content, overrides), spot.path, places)
     except MedsegError as error:
         raise MedsegError(f"run {spot.path}: {error}") from None
@@ -115,12 +117,13 @@ def _parts(study: StudySpec) -> dict[str, int]:
     return {f"split{seed}": seed for seed in study.splits} or {"": 0}
 
 
-def _split(study: StudySpec, part: str, content: Any) -> list[str]:
-    """Return what makes a part of the split that the data set's file has."""
+def _split(study: StudySpec, part: str, content: Any, changed: Mapping[str, Any]) -> list[str]:
+    """Return what makes a part of the split that the data set's file has, with what is changed."""
     number = _parts(study)[part]
     if study.folds is not None:
-        given = (content.get("data") or {}).get("split") or {}
-        kept = {key: given[key] for key in ("seed", "train_frames") if key in given}
+        whole = with_overrides(content, _written(changed))
+        given = (whole.get("data") or {}).get("split") or {}
+        kept = {key: given[key] for key in KEPT_OF_SPLIT if key in given}
         split = {"kind": "kfold", "folds": study.folds, "fold": number, **kept}
         return [f"data.split={flow(split)}"]
     return [f"data.split.seed={number}"] if study.splits else []
@@ -139,8 +142,12 @@ def _overrides(study: StudySpec, spot: Spot, content: Any) -> list[str]:
     changed["training.progress"] = False
     changed["regularization.architecture"] = _layers(spec, study.equal_rates)
     changed |= spec.overrides
-    split = _split(study, spot.part, content)
-    return [*(f"{key}={flow(value)}" for key, value in changed.items()), *split]
+    split = _split(study, spot.part, content, {**data.overrides, **study.overrides})
+    return [*_written(changed), *split]
+
+
+def _written(changed: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={flow(value)}" for key, value in changed.items()]
 
 
 def _layers(method: MethodSpec, rate: float | None) -> list[dict[str, Any]]:

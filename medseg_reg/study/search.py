@@ -68,11 +68,11 @@ class SearchSpec(ManyRuns):
 
     Attributes:
         config: the configuration of a run, as in configs/.
-        overrides: what is changed in it for all trials.
+        overrides: what is changed in it for all trials; not `seed` and `run`.
         parameters: keys of a run's configuration, each with a list of values or a range.
         method: `grid` tries all combinations of the lists; `optuna` (tree-structured Parzen
             estimator; Bergstra et al., NeurIPS 2011) draws `trials` of them.
-        trials: how many are drawn by `optuna`.
+        trials: how many are drawn by `optuna`; refused beside `grid`, as the next two.
         together: how many trials `optuna` draws before it looks at their scores.
         sampler_seed: of the draws of `optuna`.
         monitor: the validation score.
@@ -97,6 +97,22 @@ class SearchSpec(ManyRuns):
         ranges = [key for key, one in self.parameters.items() if isinstance(one, RangeSpec)]
         if self.method == "grid" and ranges:
             raise ValueError(f"{ranges[0]} is a range: a grid needs lists, or set method: optuna")
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_does_nothing(self) -> SearchSpec:
+        for place in ("parameters", "overrides"):
+            for key, hint in (("seed", "List them in 'seeds'"), ("run", "Set 'run' of the search")):
+                if key in getattr(self, place):
+                    raise ValueError(
+                        f"{place}: '{key}' is set for each run by the search itself. {hint}"
+                    )
+        for key in ("trials", "together", "sampler_seed"):
+            if self.method == "grid" and key in self.model_fields_set:
+                raise ValueError(
+                    f"{key} does nothing with method: grid, which tries all combinations. "
+                    "Leave it out, or set method: optuna"
+                )
         return self
 
 

@@ -13,6 +13,7 @@ from medseg_reg.config_base import Closed, Fraction, Positive
 from medseg_reg.config_file import explain, origins, read_yaml, with_overrides, write_yaml
 from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.errors import MedsegError
+from medseg_reg.study.idle_keys import require_no_idle_keys
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -69,7 +70,7 @@ class DatasetSpec(Closed):
 
     Attributes:
         config: a file as in configs/; without one, `overrides` hold everything that is needed.
-        overrides: keys as `training.epochs`, and their values.
+        overrides: keys as `training.epochs`, and their values; not those that the study sets.
         networks: those of the study's networks that are trained on these data; all by default.
     """
 
@@ -176,11 +177,12 @@ class StudySpec(ManyRuns):
         methods: by name; one of them, `baseline`, has no regularizer.
         baseline: what the others are compared with.
         seeds: a list, or a number n for 0 ... n-1.
-        folds: cross-validation with so many folds, instead of the data set's split.
+        folds: cross-validation with so many folds, instead of the data set's split, of which only
+            `seed` and `train_frames` stay.
         splits: seeds of the draw of the split (`data.split.seed`); all seeds run on each.
         budget: equal for all runs.
         equal_rates: the share that every layer of every method shall drop; see `equal_rates`.
-        overrides: keys and values for all runs.
+        overrides: keys and values for all runs; what the rest of the study sets is refused here.
         threads: see `ManyRuns`, as the other attributes; half of the cores by default.
         metrics: the scores in results.csv, as far as a run has them.
         coadaptation: whether and how that is tested.
@@ -250,6 +252,7 @@ class StudySpec(ManyRuns):
         for key in (key for group in groups for key in group):
             if key in ("run", "seed", "name"):
                 raise ValueError(f"overrides: '{key}' is set for each run by the study itself")
+        require_no_idle_keys(self)
         return self
 
     def to_yaml(self) -> str:

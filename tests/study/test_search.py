@@ -95,12 +95,18 @@ def test_a_stop_between_two_rounds_is_obeyed_and_one_after_the_last_is_too_late(
         ("parameters.a={low: 0.1, high: 0.5}", "a grid needs lists, or set method: optuna"),
         ("parametrs={}", "Did you mean 'parameters'"),
         ("method=bayes", "'method'"),
+        ("parameters.seed=[1, 2]", r"parameters: 'seed' is set .* search itself. .*'seeds'"),
+        ("overrides={run: runs/a}", r"overrides: 'run' is set .* search itself. Set 'run' of"),
+        ("trials=3", r"trials does nothing with method: grid"),
+        ("together=1", r"together does nothing with method: grid"),
+        ("sampler_seed=0", r"sampler_seed does .* Leave it out, or set method: optuna"),
     ],
 )
 def test_a_mistake_is_told(tmp_path, change, message):
     search = search_of(tmp_path / "store", tmp_path)
     path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(search.model_dump(mode="json")), encoding="utf-8")
+    content = search.model_dump(mode="json", exclude_unset=True)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(MedsegError, match=message):
         load_search(path, [change])
 
