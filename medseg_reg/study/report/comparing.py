@@ -15,7 +15,7 @@ ALPHA = 0.05
 CONFIDENCE = 0.95
 # DICE that a reader would call a difference at all; the seeds needed are those to find it.
 DIFFERENCE = 0.01
-COMPARED = ("dice", "surface_dice", "hd95", "ece")
+COMPARED = ("dice", "iou", "surface_dice", "hd95", "ece")
 
 MEANS = ("seeds", "groups", "mean", "low", "high")
 DIFFERENCES = (
@@ -72,7 +72,9 @@ def compare_all(source: Source, resamples: int = 10_000) -> Comparisons:
                 found = _means(source, pair, metric)
             every.append(found.assign(metric=metric))
         with suppress(MedsegError):  # one seed or patient: the summary says that they are too few
-            needed.append(seeds_needed(kept, source.baseline, DIFFERENCE))
+            # `is_supported` corrects for all methods, so the power is asked for as strictly.
+            alpha = ALPHA / max(1, kept["method"].nunique() - 1)
+            needed.append(seeds_needed(kept, source.baseline, DIFFERENCE, alpha=alpha))
     # Empty tables hold the columns; their types must not decide those of the rest.
     joined = [pd.concat(some[1:] or some, ignore_index=True) for some in (every, ranked, needed)]
     return Comparisons(*(source.ordered(one) for one in joined), list(notes))

@@ -143,13 +143,12 @@ WHERE = {"dataset": ("data set", words), "network": ("network", words), "method"
 def methods_by_networks(source: Source, compared: pd.DataFrame, confidence: str) -> Table:
     """Return DICE of each method (rows) in each network (columns), data set by data set."""
     networks = list(dict.fromkeys(compared["network"]))
-    rows, flat = [], []
+    rows = []
     for dataset in dict.fromkeys(compared["dataset"]):
         here = compared[compared["dataset"] == dataset]
         best = here.groupby("network")["mean"].max()
         for method in source.methods:
             cells = [Cell(dataset), Cell(method)]
-            line = {"dataset": dataset, "method": method}
             for network in networks:
                 found = here[(here["network"] == network) & (here["method"] == method)]
                 if found.empty:
@@ -160,10 +159,10 @@ def methods_by_networks(source: Source, compared: pd.DataFrame, confidence: str)
                 text = f"{score(row['mean'])} ({interval(row['low'], row['high'])}){star}"
                 mark = "best" if row["mean"] == best[network] else ""
                 cells.append(Cell(text, _number(row["mean"]), mark))
-                line[network] = text
-            if len(line) > 2:
+            if any(cell.text != NOTHING for cell in cells[2:]):
                 rows.append(cells)
-                flat.append(line)
+    frame = compared[["dataset", "network", "method", "mean", "low", "high"]].copy()
+    frame["supported"] = [is_supported(row) for _, row in compared.iterrows()]
     note = (
         f"Mean over patients and seeds, and its {confidence} interval. Bold: the highest mean. "
         f"*: differs from {source.baseline}: p < {ALPHA} after Holm's correction, and the interval "
@@ -175,7 +174,7 @@ def methods_by_networks(source: Source, compared: pd.DataFrame, confidence: str)
         "DICE of every method in every network",
         ["data set", "method", *networks],
         rows,
-        pd.DataFrame(flat),
+        frame,
         note,
         1,
         frozenset(range(2, 2 + len(networks))),
@@ -276,7 +275,9 @@ def ranks(ranked: pd.DataFrame, needed: pd.DataFrame, difference: float) -> Tabl
     note = (
         "First in: share of bootstrap resamples in which the method has the highest mean. Seeds "
         f"needed: to find a difference of {difference:g} DICE to the baseline with a power of "
-        "80 %, given the spread seen here; a guide for the next study, not a result."
+        f"80 % at a level of {ALPHA:g} divided by the number of methods that are compared with the "
+        "baseline in that data set and network, given the spread seen here; a guide for the next "
+        "study, not a result."
     )
     return from_frame("ranks", "Ranks, and seeds needed", frame, columns, note, "method")
 
