@@ -134,16 +134,44 @@ def sweep(source: Source, pair: Pair, rows: pd.DataFrame, one: Sweep) -> Figure:
         axes.axhline(base["mean"], color="#888888", linestyle="--", label=short(source.baseline))
         axes.axhspan(base["low"], base["high"], color="#888888", alpha=0.12, linewidth=0)
         axes.legend()
-    axes.set(xlabel=one.label, ylabel="DICE", xticks=frame["value"])
+    axes.set(xlabel=one.label, ylabel="DICE")
     axes.grid(axis="y")
+    mark_numbers(axes, list(frame["value"]), one.logarithmic)
+    scale = " (logarithmic axis)" if one.logarithmic else ""
     caption = (
-        f"{_title(pair)}: DICE over {one.label}, with intervals over patients and seeds. Bands "
-        "that overlap do not show that values are equal, and the best of many is best by luck too."
+        f"{_title(pair)}: DICE over {one.label}{scale}, with intervals over patients and seeds. "
+        "Bands that overlap do not show that values are equal, and the best of many is best by "
+        "luck too."
     )
     parts = [f"{row['value']:g}: {score(row['mean'])}" for _, row in frame.iterrows()]
     alt = f"DICE over {one.label}, {_title(pair)}: {'; '.join(parts)}."
     name = slug("sweep", *pair, one.key, str(frame.index[0]))
     return finish(name, figure, caption, alt, frame.reset_index())
+
+
+def mark_numbers(axes: Any, numbers: Sequence[float], logarithmic: bool) -> None:
+    """Put a tick at each number, and labels at as many as fit: the first, the last, and others.
+
+    Args:
+        axes: with everything drawn that makes it narrower.
+        numbers: in rising order.
+        logarithmic: whether the axis is.
+    """
+    if logarithmic:
+        axes.set_xscale("log")
+    texts = [f"{number:g}" for number in numbers]
+    axes.set_xticks(numbers, texts)
+    axes.set_xticks([], minor=True)
+    axes.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    gap = boxes[0].height / 2
+    right = boxes[0].x1
+    for i in range(1, len(boxes) - 1):
+        if boxes[i].x0 < right + gap or boxes[i].x1 + gap > boxes[-1].x0:
+            texts[i] = ""
+        else:
+            right = boxes[i].x1
+    axes.set_xticks(numbers, texts)
 
 
 def curves(source: Source, pair: Pair) -> Figure | None:

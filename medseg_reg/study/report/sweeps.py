@@ -8,6 +8,8 @@ from typing import Any
 from medseg_reg.study.report.source import Pair, Source
 
 LEAST = 3
+# From this ratio of the highest to the lowest number on, an even axis would crowd the low ones.
+WIDE = 20
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,19 @@ class Sweep:
     key: str
     label: str
     values: dict[str, float]
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the numbers are drawn by their logarithm: above 0, and over a factor of `WIDE`.
+
+        >>> Sweep("k", "k", {"a": 0.1, "b": 1, "c": 2}).logarithmic
+        True
+        >>> Sweep("k", "k", {"a": 0, "b": 1, "c": 100}).logarithmic
+        False
+        """
+        low, high = min(self.values.values()), max(self.values.values())
+        # Rounded: 0.3 / 0.015 is a little below 20.
+        return low > 0 and round(high / low, 9) >= WIDE
 
 
 def find_sweeps(source: Source, pair: Pair) -> list[Sweep]:
