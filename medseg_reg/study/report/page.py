@@ -15,6 +15,7 @@ from medseg_reg.study.report import panels, provenance, tables, words
 from medseg_reg.study.report.comparing import CONFIDENCE, DIFFERENCE, compare_all
 from medseg_reg.study.report.drawing import write_figures
 from medseg_reg.study.report.figures import all_figures
+from medseg_reg.study.report.panel_files import write_panels
 from medseg_reg.study.report.source import Source
 from medseg_reg.study.report.sweeps import find_sweeps
 
@@ -45,6 +46,7 @@ def write_report(study_dir: Path, cases: int = 3) -> Path:
     tables.write_tables(write_tables, source.path / "tables")
     drawn = [one for group in content["figures"].values() for one in group]
     write_figures(drawn, source.path / "figures")
+    write_panels(content["panels"], source.path / "figures")
     page = render(source=source, summary=summary, failures=failed, **content)
     path = source.path / "report.html"
     write_text(path, page)

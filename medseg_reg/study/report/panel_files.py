@@ -1,0 +1,69 @@
+"""The pictures of a report as files, for a paper: a row of methods for each case."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot, rc_context
+from matplotlib.patches import Patch
+from PIL import Image
+
+from medseg_reg.files import write_bytes
+from medseg_reg.study.report.drawing import RC, slug
+from medseg_reg.study.report.panels import COLOURS, NAMES, Panel
+
+INCHES = 2.2
+
+
+def write_panels(panels: Sequence[Panel], folder: Path) -> list[Path]:
+    """Write one PNG and one SVG for each case: truth and methods side by side, named.
+
+    Args:
+        panels: as in the report.
+        folder: where the other figures lie.
+
+    Returns:
+        The files.
+    """
+    files = []
+    for number, panel in enumerate(panels):
+        name = slug("panel", *panel.pair, f"{number}", panel.case)
+        for suffix, content in draw(panel).items():
+            files.append(folder / f"{name}.{suffix}")
+            write_bytes(files[-1], content)
+    return files
+
+
+def draw(panel: Panel) -> dict[str, bytes]:
+    """Return the pictures of a case as PNG and SVG, the same bytes each time."""
+    image = opened(panel.image)
+    names = {"font.size": 7, "svg.hashsalt": "panel", "figure.facecolor": "white"}
+    found = {}
+    with rc_context({**RC, **names}):
+        size = (INCHES * len(panel.views), INCHES + 0.9)
+        figure, axes = pyplot.subplots(1, len(panel.views), figsize=size, squeeze=False)
+        for axis, view in zip(axes[0], panel.views, strict=True):
+            seen = Image.alpha_composite(image, opened(view.overlay))
+            axis.imshow(np.asarray(seen.convert("RGB")), interpolation="none")
+            axis.set_title(f"{view.name}\n{view.text}", fontsize=7)
+            axis.set_axis_off()
+        shown = zip(COLOURS, NAMES, strict=True)
+        marks = [Patch(color=[part / 255 for part in c], label=name) for c, name in shown]
+        figure.legend(handles=marks, loc="lower center", ncols=len(marks), fontsize=7)
+        figure.tight_layout(rect=(0, 0.09, 1, 0.97))
+        for suffix, about in (("png", {"Software": None}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=200, metadata=about)
+            found[suffix] = buffer.getvalue()
+        pyplot.close(figure)
+    return found
+
+
+def opened(uri: str) -> Image.Image:
+    """Return the picture of a data URI."""
+    content = base64.b64decode(uri.split(",", 1)[1])
+    return Image.open(io.BytesIO(content)).convert("RGBA")

@@ -1,0 +1,44 @@
+"""The pictures of a report, as files for a paper."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from medseg_reg.study.report.panel_files import write_panels
+from medseg_reg.study.report.panels import COLOURS, Panel, View, _overlay, _uri
+
+
+def panel(case: str) -> Panel:
+    """Return a panel of a gray image, on which one method is right and one misses all."""
+    image = _uri(Image.fromarray(np.full((8, 8), 90, np.uint8)))
+    right, missed = np.full((8, 8), 1, np.uint8), np.full((8, 8), 2, np.uint8)
+    views = [
+        View(name, f"DICE {n}.000", "", _overlay(values, COLOURS))
+        for n, (name, values) in enumerate({"missing": missed, "hitting": right}.items())
+    ]
+    return Panel(("CT & MR", "unet"), case, "", 0, image, views)
+
+
+def test_each_case_is_a_row_of_methods_as_png_and_as_svg(tmp_path):
+    files = write_panels([panel("a"), panel("b/c")], tmp_path)
+    names = [
+        f"panel-CT-MR-unet-{n}-{case}.{s}"
+        for n, case in enumerate(("a", "b-c"))
+        for s in ("png", "svg")
+    ]
+    assert [path.name for path in files] == names
+    pixels = np.asarray(Image.open(files[0]).convert("RGB")).astype(int)
+    middle = pixels[pixels.shape[0] // 2]
+    left, right = middle[pixels.shape[1] // 4], middle[3 * pixels.shape[1] // 4]
+    assert left.argmax() == 2  # missed is blue, correct is green
+    assert right.argmax() == 1
+    assert "hitting" in files[1].read_text("utf-8")
+
+
+def test_the_same_pictures_are_the_same_bytes(tmp_path):
+    first, second = (
+        [path.read_bytes() for path in write_panels([panel("a")], tmp_path / name)]
+        for name in ("one", "two")
+    )
+    assert first == second
