@@ -310,6 +310,11 @@ def _paths(
             f"{key} has no blocks of a transformer that get tokens one after the other. Use a "
             "transformer, such as monai.UNETR."
         )
+    if place.windows:
+        raise MedsegError(
+            f"{key}: its attention sees windows, whose tokens cannot be left out one by one. Use "
+            "mode=feed_forward, or the layer patch_dropout, which leaves out rows and columns."
+        )
     problems = [place.problem, *(keys.problem for keys in place.keys)]
     problem = next(filter(None, problems), "")
     if problem:

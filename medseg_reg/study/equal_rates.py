@@ -131,7 +131,7 @@ def match(realised: Callable[[float], float], rate: float) -> tuple[float, float
     >>> match(lambda p: p, 0.2)
     (0.2, 0.2)
     >>> match(lambda p: 0.5 * p, 0.2)[0]
-    0.4002
+    0.4006
     """
 
     def near(share: float) -> bool:

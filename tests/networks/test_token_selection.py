@@ -271,7 +271,8 @@ def test_a_row_that_two_masks_leave_no_key_still_attends() -> None:
 @pytest.mark.parametrize(
     ("arguments", "selection", "said"),
     [
-        (SWIN, {}, "sees windows or fewer keys .* Or mode=feed_forward"),
+        (SWIN, {}, "sees windows, whose tokens .* Use mode=feed_forward"),
+        ({**SWIN, "window_size": 8}, {"stages": 1, "first": 0}, "sees windows, whose tokens"),
         ({"name": "unet", "channels": (4, 8)}, {}, "no blocks of a transformer"),
         ({"name": "unet", "channels": (4, 8)}, {"mode": "feed_forward"}, "no feed-forward blocks"),
         (UNETR, {"first": 11}, "1 are left after the first 11: too few for stages=3"),
