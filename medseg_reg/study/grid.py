@@ -132,6 +132,7 @@ def _split(study: StudySpec, part: str, content: Any, changed: Mapping[str, Any]
 def _overrides(study: StudySpec, spot: Spot, content: Any) -> list[str]:
     data, spec = study.datasets[spot.dataset], study.methods[spot.method]
     changed: dict[str, Any] = {**data.overrides, **study.overrides}
+    split = _split(study, spot.part, content, changed)
     wanted = study.networks[spot.network]
     if wanted.get("name") in FOREIGN_NAMES:
         changed["network"] = wanted  # nothing of another network's keys has a meaning there
@@ -142,7 +143,6 @@ def _overrides(study: StudySpec, spot: Spot, content: Any) -> list[str]:
     changed["training.progress"] = False
     changed["regularization.architecture"] = _layers(spec, study.equal_rates)
     changed |= spec.overrides
-    split = _split(study, spot.part, content, {**data.overrides, **study.overrides})
     return [*_written(changed), *split]
 
 

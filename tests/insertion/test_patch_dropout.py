@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import find_places, insert, inserted, remove
 from medseg_reg.regularizers import PatchDropout
-from tests.insertion.transformers import TRANSFORMERS, Transformer, outputs
+from tests.insertion.transformers import TRANSFORMERS, Transformer, drawn, outputs, same
 
 NAMES = ("UNETR", "ViT", "timm-vit-fused", "timm-vit", "DPT")
 CASES = [
@@ -31,15 +31,6 @@ def filled(case: Transformer, **more: object) -> tuple[nn.Module, nn.Module, Pat
     layer = network.get_submodule(report.path)
     assert isinstance(layer, PatchDropout)
     return network, plain, layer
-
-
-def drawn(network: nn.Module, x: torch.Tensor, seed: int) -> list[torch.Tensor]:
-    torch.manual_seed(seed)
-    return outputs(network, x)
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @every_case

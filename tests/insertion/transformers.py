@@ -115,3 +115,12 @@ def outputs(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     """Return every tensor that a network gives."""
     found = torch.utils._pytree.tree_leaves(network(x))
     return [one for one in found if isinstance(one, torch.Tensor)]
+
+
+def drawn(network: nn.Module, x: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
+    return outputs(network, x)
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
