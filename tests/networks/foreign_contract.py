@@ -15,6 +15,7 @@ from medseg_reg.networks.build import build_network, check_input_size
 from medseg_reg.networks.foreign import FOREIGN, foreign_class
 from medseg_reg.networks.foreign_check import check_foreign
 from tests.networks.contract import NetworkContract, tensors
+from tests.networks.small_foreign import SMALL
 
 # Other places take weights of attention, heads or tokens.
 MAPS = {"input", "between_convs", "after_norm", "after_block", "skip", "residual", "gate", "head"}
@@ -29,12 +30,17 @@ class ForeignContract(NetworkContract):
     Attributes:
         name: its name in a configuration.
         places: how many places of each kind it has.
+        arguments: those of `SMALL`, if a class has none of its own.
         idle: arguments that count only beside others or change nothing.
     """
 
     name: ClassVar[str]
     places: ClassVar[dict[str, int]]
     idle: ClassVar[set[str]] = set()
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls) and "arguments" not in vars(cls):
+            cls.arguments = SMALL[cls.name]
 
     def build(self, dims: int, in_channels: int, out_channels: int, **arguments: Any) -> nn.Module:
         assert dims == 2

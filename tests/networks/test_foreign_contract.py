@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.networks.foreign_contract import ForeignContract
-from tests.networks.small_foreign import SIZES, SMALL
+from tests.networks.small_foreign import SIZES
 
 SMALLER = ((8, 8), (17, 33), (40, 45))
 # Only one value gives logits of the size of the image; any other is refused.
@@ -20,7 +20,6 @@ ANY = ((1, 1), (8, 8), (17, 33), (40, 45))
 
 class TestMonaiUNet(ForeignContract):
     name = "monai.UNet"
-    arguments = SMALL[name]
     sizes = SMALLER
     changes: ClassVar[dict[str, Any]] = {
         "channels": [4, 8, 12],
@@ -49,7 +48,6 @@ class TestMonaiUNet(ForeignContract):
 @pytest.mark.slow
 class TestMonaiBasicUNet(ForeignContract):
     name = "monai.BasicUNet"
-    arguments = SMALL[name]
     factor = 16
     size = (30, 26)
     sizes = SMALLER[1:]
@@ -76,7 +74,6 @@ class TestMonaiBasicUNet(ForeignContract):
 @pytest.mark.slow
 class TestMonaiAttentionUnet(ForeignContract):
     name = "monai.AttentionUnet"
-    arguments = SMALL[name]
     factor = 8
     sizes = ANY
     changes: ClassVar[dict[str, Any]] = {
@@ -137,7 +134,6 @@ class TestMonaiDynUNet(ForeignContract):
 @pytest.mark.slow
 class TestMonaiSegResNet(ForeignContract):
     name = "monai.SegResNet"
-    arguments = SMALL[name]
     factor = 2
     sizes = ANY
     # Names of the time before `norm`; without a last convolution there are no logits.
@@ -165,7 +161,6 @@ class TestMonaiSegResNet(ForeignContract):
 @pytest.mark.slow
 class TestMonaiUNETR(ForeignContract):
     name = "monai.UNETR"
-    arguments = SMALL[name]
     factor = 16
     size = (40, 45)
     sizes = ((33, 48), (41, 46))
@@ -203,7 +198,6 @@ class TestMonaiUNETR(ForeignContract):
 @pytest.mark.slow
 class TestMonaiSwinUNETR(ForeignContract):
     name = "monai.SwinUNETR"
-    arguments = SMALL[name]
     factor = 32
     size = (45, 50)
     sizes = SMALLER[1:]
@@ -260,12 +254,16 @@ class TestMonaiSwinUNETR(ForeignContract):
 
 
 @pytest.mark.slow
-class TestSmpUnet(ForeignContract):
-    name = "smp.Unet"
-    arguments = SMALL[name]
+class SmpContract(ForeignContract):
+    """What most networks of segmentation-models-pytorch have in common."""
+
     factor = 32
     size = (45, 50)
     sizes = ANY
+
+
+class TestSmpUnet(SmpContract):
+    name = "smp.Unet"
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "mobilenet_v2",
         "encoder_depth": {"encoder_depth": 4, "decoder_channels": [32, 16, 8, 8]},
@@ -286,13 +284,8 @@ class TestSmpUnet(ForeignContract):
     golden = (0.22376, 0.90576, 1.45342, 0.17075, -0.06967)
 
 
-@pytest.mark.slow
-class TestSmpUnetPlusPlus(ForeignContract):
+class TestSmpUnetPlusPlus(SmpContract):
     name = "smp.UnetPlusPlus"
-    arguments = SMALL[name]
-    factor = 32
-    size = (45, 50)
-    sizes = ANY
     changes = TestSmpUnet.changes
     places: ClassVar[dict[str, int]] = {
         "input": 1,
@@ -306,13 +299,8 @@ class TestSmpUnetPlusPlus(ForeignContract):
     golden = (-0.3992, -0.54726, -0.44662, 0.78073, 0.01463)
 
 
-@pytest.mark.slow
-class TestSmpFPN(ForeignContract):
+class TestSmpFPN(SmpContract):
     name = "smp.FPN"
-    arguments = SMALL[name]
-    factor = 32
-    size = (45, 50)
-    sizes = ANY
     idle: ClassVar[set[str]] = TO_SIZE | {"encoder_depth"}  # ConvNeXt has no map at half the size
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "tu-convnext_femto",
@@ -334,13 +322,8 @@ class TestSmpFPN(ForeignContract):
     golden = (0.54114, 1.63969, 1.77184, 0.27497, 0.2178)
 
 
-@pytest.mark.slow
-class TestSmpMAnet(ForeignContract):
+class TestSmpMAnet(SmpContract):
     name = "smp.MAnet"
-    arguments = SMALL[name]
-    factor = 32
-    size = (45, 50)
-    sizes = ANY
     dark = ("network.decoder.blocks.2.SE_hl.*",)
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "resnet18",
@@ -362,13 +345,8 @@ class TestSmpMAnet(ForeignContract):
     golden = (-0.15195, -0.53481, -1.14593, 0.15415, -0.48008)
 
 
-@pytest.mark.slow
-class TestSmpLinknet(ForeignContract):
+class TestSmpLinknet(SmpContract):
     name = "smp.Linknet"
-    arguments = SMALL[name]
-    factor = 32
-    size = (45, 50)
-    sizes = ANY
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "mobilenet_v2",
         "encoder_depth": 4,
@@ -386,13 +364,9 @@ class TestSmpLinknet(ForeignContract):
     golden = (0.7892, 0.97165, -0.0452, 1.17165, 1.89781)
 
 
-@pytest.mark.slow
-class TestSmpPSPNet(ForeignContract):
+class TestSmpPSPNet(SmpContract):
     name = "smp.PSPNet"
-    arguments = SMALL[name]
     factor = 8
-    size = (45, 50)
-    sizes = ANY
     # The pyramid reads the third map of the encoder.
     unused = ("network.encoder.layer3.*", "network.encoder.layer4.*")
     idle = TO_SIZE
@@ -415,10 +389,8 @@ class TestSmpPSPNet(ForeignContract):
     golden = (0.21334, 0.49299, 0.61371, -1.27138, -1.37024)
 
 
-@pytest.mark.slow
-class TestSmpPAN(ForeignContract):
+class TestSmpPAN(SmpContract):
     name = "smp.PAN"
-    arguments = SMALL[name]
     factor = 16
     size = (250, 255)
     sizes = ((129, 131), (160, 150))
@@ -444,13 +416,9 @@ class TestSmpPAN(ForeignContract):
     golden = (-0.45351, 1.39667, 1.45937, -1.93753, -1.88429)
 
 
-@pytest.mark.slow
-class TestSmpDeepLabV3(ForeignContract):
+class TestSmpDeepLabV3(SmpContract):
     name = "smp.DeepLabV3"
-    arguments = SMALL[name]
     factor = 8
-    size = (45, 50)
-    sizes = ANY
     idle = TO_SIZE
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "mobilenet_v2",
@@ -472,13 +440,10 @@ class TestSmpDeepLabV3(ForeignContract):
     golden = (-0.01202, 0.1983, 0.20587, -0.68578, -0.75839)
 
 
-@pytest.mark.slow
-class TestSmpDeepLabV3Plus(ForeignContract):
+class TestSmpDeepLabV3Plus(SmpContract):
     name = "smp.DeepLabV3Plus"
-    arguments = SMALL[name]
     factor = 16
     size = (125, 126)
-    sizes = ANY
     idle = TO_SIZE
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "mobilenet_v2",
@@ -501,11 +466,8 @@ class TestSmpDeepLabV3Plus(ForeignContract):
     golden = (-0.15739, 0.04749, 0.05675, 0.02235, 0.01859)
 
 
-@pytest.mark.slow
-class TestSmpUPerNet(ForeignContract):
+class TestSmpUPerNet(SmpContract):
     name = "smp.UPerNet"
-    arguments = SMALL[name]
-    factor = 32
     size = SIZES[name]
     sizes = ((129, 131), (160, 160))
     dynamic = False
@@ -531,13 +493,8 @@ class TestSmpUPerNet(ForeignContract):
     golden = (0.03417, 0.22133, 0.15568, -0.42954, -0.38932)
 
 
-@pytest.mark.slow
-class TestSmpSegformer(ForeignContract):
+class TestSmpSegformer(SmpContract):
     name = "smp.Segformer"
-    arguments = SMALL[name]
-    factor = 32
-    size = (45, 50)
-    sizes = ANY
     idle = TO_SIZE
     changes: ClassVar[dict[str, Any]] = {
         "encoder_name": "resnet18",
@@ -558,13 +515,8 @@ class TestSmpSegformer(ForeignContract):
     golden = (-0.33783, 0.43099, 0.4523, -0.94307, -1.04989)
 
 
-@pytest.mark.slow
-class TestSmpDPT(ForeignContract):
+class TestSmpDPT(SmpContract):
     name = "smp.DPT"
-    arguments = SMALL[name]
-    factor = 32
-    size = (45, 50)
-    sizes = ANY
     dynamic = False
     unused = ("network.encoder.model.norm.*", "network.encoder.model.head.*")
     changes: ClassVar[dict[str, Any]] = {
