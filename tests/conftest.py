@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+# A failed check of the shared contracts shows its values too.
+pytest.register_assert_rewrite(
+    "tests.networks.contract", "tests.networks.foreign_contract", "tests.regularizers.contract"
+)
+
 # The tests' networks are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
 

@@ -239,7 +239,7 @@ class TestMonaiSwinUNETR(ForeignContract):
     }
     places: ClassVar[dict[str, int]] = {
         "input": 1,
-        "tokens": 1,
+        "tokens": 4,
         "block_residual": 4,
         "attention": 4,
         "attention_head": 4,
@@ -480,7 +480,7 @@ class TestSmpUPerNet(SmpContract):
     }
     places: ClassVar[dict[str, int]] = {
         "input": 1,
-        "tokens": 1,
+        "tokens": 4,
         "block_residual": 12,
         "attention": 12,
         "attention_head": 12,
