@@ -6,7 +6,8 @@
 The floor copies the slice and its mask out of the memory map and makes the slice float32. Then an
 item of the data set without augmentation, the same resized to half, and with augmentation chains;
 and the slice as scripts read it, from the volume as .nii by nibabel, as .nii.gz by nibabel and by
-SimpleITK, and from a PNG by PIL. These read no mask.
+SimpleITK, and from a PNG by PIL. These read no mask. Last, a slice of a batch that is made on the
+device where all slices stay (`data.resident`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import SimpleITK
+import torch
 from PIL import Image
 
 from benchmarks.ratios import Row, markdown, rows_of
@@ -27,6 +29,7 @@ from data_prep.phantom import make_demo
 from medseg_reg.data.augment import Augmentation
 from medseg_reg.data.dataset import SliceDataset
 from medseg_reg.data.preprocessing import ImageSpec
+from medseg_reg.data.resident import ResidentSlices
 from medseg_reg.data.sampling import Sample
 from medseg_reg.data.store import SliceStore
 
@@ -64,6 +67,25 @@ def tasks(store: SliceStore, size: int) -> dict[str, Callable[[int], object]]:
     return found
 
 
+def resident(store: SliceStore, device: str, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds for a slice of batches of 8 that are made on a device, by chain."""
+    names = [row.name for row in store.manifest.cases]
+    found: dict[str, list[float]] = {}
+    for name, chain in {"no augmentation": [], **CHAINS}.items():
+        data = SliceDataset(store, names, ImageSpec(window=WINDOW), Augmentation(chain))
+        slices, times = ResidentSlices(data, torch.device(device)), []
+        for number in range(repeats + 1):
+            keys = [Sample((8 * number + i) % len(data), 8 * number + i) for i in range(8)]
+            start = time.perf_counter()
+            slices.batch(keys)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                times.append((time.perf_counter() - start) / 8)
+        found[f"resident on {device}, {name}"] = times
+    return found
+
+
 def loops(store: SliceStore, folder: Path) -> dict[str, Callable[[int], object]]:
     """Write the first case in the formats of scripts, and return how these read a slice."""
     volume = store.image(store.manifest.cases[0].name)
@@ -97,7 +119,7 @@ def loops(store: SliceStore, folder: Path) -> dict[str, Callable[[int], object]]
     }
 
 
-def measure_loading(size: int, slices: int, repeats: int) -> dict[str, list[float]]:
+def measure_loading(size: int, slices: int, repeats: int, device: str) -> dict[str, list[float]]:
     """Return the seconds of single items, the tasks in turns."""
     with tempfile.TemporaryDirectory() as folder:
         make_demo(Path(folder) / "store", cases=3, size=size, slices=slices)
@@ -110,12 +132,13 @@ def measure_loading(size: int, slices: int, repeats: int) -> dict[str, list[floa
                 task(number % (3 * slices))
                 if number:  # the first opens files and imports
                     times[name].append(time.perf_counter() - start)
+        times |= resident(store, device, max(8, repeats // 8))
     return times
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
     """Return the rows of this part for `python -m benchmarks`."""
-    times = measure_loading(512, 24, 300 if options.full else 40)
+    times = measure_loading(512, 24, 300 if options.full else 40, options.device)
     return rows_of("loading", quartiles(times), "floor")
 
 
@@ -125,8 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--device", default="cpu", help="where resident slices are")
     options = parser.parse_args(arguments)
-    times = measure_loading(options.size, options.slices, options.repeats)
+    times = measure_loading(options.size, options.slices, options.repeats, options.device)
     print(markdown(rows_of("loading", quartiles(times), "floor")))
 
 

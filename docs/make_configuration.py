@@ -66,6 +66,9 @@ MEANINGS = {
     "data.batch_size": "Slices in a batch of one process. The Dice loss is pooled over a batch: "
     "compare runs at equal batch size.",
     "data.workers": "Processes that load data; 0 loads in the training process.",
+    "data.resident": "Whether all slices stay in the memory of the device that trains, and are "
+    "augmented there; then no process loads. `auto`: on a CUDA GPU where they take at most a "
+    "quarter of its free memory; see [training](training.md#slices-that-stay-on-the-gpu).",
     "network.name": "The network; see [networks](networks.md). A name with a point is of another "
     "package, and its own arguments stand beside it.",
     "network.channels": "Feature maps of each level; the last is the bottleneck. At least three "
@@ -189,7 +192,8 @@ MEANINGS = {
     "training.memory_format": "Memory order of the maps; `auto` takes what was measured to be "
     "faster for the network's normalization and the device; see "
     "[performance](performance.md#memory-format).",
-    "training.compile": "Compile the network by torch.compile before the first step; see "
+    "training.compile": "Compile the network by torch.compile before the first step, or by one of "
+    "its modes: `reduce-overhead` (CUDA graphs; refused without a CUDA GPU) or `max-autotune`; see "
     "[performance](performance.md#compiling) for what that costs.",
     "training.keep_memory": "On a CPU under Linux, keep freed memory for the next step: faster, "
     "with more memory resident; see [performance](performance.md#memory-of-a-cpu).",

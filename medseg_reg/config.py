@@ -52,6 +52,7 @@ class DataSpec(Closed):
     sampling: SamplingSpec = SamplingSpec()
     batch_size: Positive = 8
     workers: int = Field(0, ge=0)
+    resident: Literal["auto"] | bool = "auto"
 
 
 class OptimizerSpec(Closed):
@@ -89,7 +90,7 @@ class TrainingSpec(Closed):
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     accumulate: Positive = 1
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = False
     keep_memory: bool = True
     deterministic: bool = False
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"

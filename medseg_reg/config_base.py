@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -26,6 +26,7 @@ class Closed(BaseModel):
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         # To Python, true is the number 1, so `epochs: yes` would train for one epoch.
         field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation is not bool:
+        kinds = (field.annotation, *get_args(field.annotation))
+        if isinstance(value, bool) and bool not in kinds:
             raise ValueError("a switch is no number or text")
         return value

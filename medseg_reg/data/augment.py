@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -119,11 +120,7 @@ class Augmentation:
         """Transform an image (H, W, C) float32 in [0, 1] and its mask (H, W) alike."""
         if not self.transforms:
             return image, mask
-        if self._chain is None:
-            chain = [_build(name, arguments) for name, arguments in self.transforms]
-            self._chain = _library().Compose(chain)
-        self._chain.set_random_seed(seed)
-        result = self._chain(image=image, mask=mask)
+        result = self.seeded(seed)(image=image, mask=mask)
         changed, labels = result["image"], result["mask"]
         if changed.shape != image.shape:
             raise MedsegError(
@@ -132,3 +129,18 @@ class Augmentation:
                 "slices (data.image.size)."
             )
         return np.clip(changed, 0.0, 1.0, dtype=np.float32), labels
+
+    @property
+    def chain(self) -> Any:
+        """The chain, an albumentations `Compose`."""
+        if self._chain is None:
+            chain = [_build(name, arguments) for name, arguments in self.transforms]
+            self._chain = _library().Compose(chain)
+        return self._chain
+
+    def seeded(self, seed: int) -> Any:
+        """Return the chain with its generators at a seed."""
+        # One stream for all: `set_random_seed` would give each transform the same numbers, so that
+        # those of equal p would be applied together or not at all.
+        self.chain.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+        return self.chain

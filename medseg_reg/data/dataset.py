@@ -69,10 +69,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         case, number = self.items[sample.index if sample else int(key)]  # type: ignore[arg-type]
         name = self.cases[case]
         image, mask = self.store.image(name)[number], self.store.mask(name)[number]
-        if name not in self._limits:
-            self._limits[name] = intensity_limits(self.spec, self.store, name)
         fit = Fit.of(self.spec, mask.shape)
-        scaled = fit.image(scale_intensity(image, self._limits[name]))
+        scaled = fit.image(scale_intensity(image, self.limits(name)))
         labels = fit.mask(mask)
         if sample is not None:
             scaled, labels = self.augmentation(scaled, labels, sample.seed)
@@ -82,6 +80,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "case": case,
             "slice": number,
         }
+
+    def limits(self, case: str) -> Limits:
+        """Return the values of a case that become 0 and 1."""
+        if case not in self._limits:
+            self._limits[case] = intensity_limits(self.spec, self.store, case)
+        return self._limits[case]
 
 
 def _own(array: Array) -> Array:

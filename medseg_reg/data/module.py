@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,6 +12,12 @@ from torch.utils.data import DataLoader
 from medseg_reg.data.augment import Augmentation, check_shape
 from medseg_reg.data.dataset import SliceDataset, check_uniform, quiet_worker
 from medseg_reg.data.preprocessing import ImageSpec, intensity_limits
+from medseg_reg.data.resident import (
+    ResidentLoader,
+    ResidentSlices,
+    may_reside,
+    resident_bytes,
+)
 from medseg_reg.data.sampling import BatchSampler, SamplingSpec
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
@@ -43,11 +49,34 @@ class SliceLoader(DataLoader[dict[str, Any]]):
             raise MedsegError(str(error).strip().rsplit("MedsegError: ", 1)[-1]) from None
 
 
-class TrainingLoader(SliceLoader):
-    """A loader that knows how far it is, so that a run goes on exactly where it stopped.
+class Positioned:
+    """What lets a loader know how far it is, so that a run goes on exactly where it stopped.
 
     The position counts batches handed out, not batches that workers have prepared ahead.
     """
+
+    position: Position
+    batches: BatchSampler
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.position["batch"] >= len(self.batches):
+            self.position.update(epoch=self.position["epoch"] + 1, batch=0)
+        self.batches.epoch, self.batches.start = self.position["epoch"], self.position["batch"]
+        for batch in super().__iter__():  # type: ignore[misc]
+            self.position["batch"] += 1
+            yield batch
+
+    def state_dict(self) -> Position:
+        """Return the position; by this method Lightning knows that the loader can go on."""
+        return dict(self.position)
+
+    def load_state_dict(self, state: Position) -> None:
+        """Go on at a position."""
+        self.position.update(state)
+
+
+class TrainingLoader(Positioned, SliceLoader):
+    """A loader of training slices."""
 
     def __init__(
         self,
@@ -60,21 +89,13 @@ class TrainingLoader(SliceLoader):
         self.position, self.batches = position, batches
         super().__init__(dataset, batches, workers, pin)
 
-    def __iter__(self) -> Iterator[Any]:
-        if self.position["batch"] >= len(self):
-            self.position.update(epoch=self.position["epoch"] + 1, batch=0)
-        self.batches.epoch, self.batches.start = self.position["epoch"], self.position["batch"]
-        for batch in super().__iter__():
-            self.position["batch"] += 1
-            yield batch
 
-    def state_dict(self) -> Position:
-        """Return the position; by this method Lightning knows that the loader can go on."""
-        return dict(self.position)
+class ResidentTrainingLoader(Positioned, ResidentLoader):
+    """The same of slices that stay on the device."""
 
-    def load_state_dict(self, state: Position) -> None:
-        """Go on at a position."""
-        self.position.update(state)
+    def __init__(self, slices: ResidentSlices, batches: BatchSampler, position: Position) -> None:
+        self.position = position
+        super().__init__(slices, batches)
 
 
 class SliceDataModule(L.LightningDataModule):
@@ -89,6 +110,8 @@ class SliceDataModule(L.LightningDataModule):
         batch_size: samples in a batch of one process.
         workers: loader processes; 0 loads in the training process.
         seed: seed of order and augmentation.
+        resident: whether the slices stay on the device that trains, as of `may_reside`; then no
+            worker is started.
     """
 
     def __init__(
@@ -102,6 +125,7 @@ class SliceDataModule(L.LightningDataModule):
         batch_size: int,
         workers: int,
         seed: int,
+        resident: Literal["auto"] | bool = False,
     ) -> None:
         super().__init__()
         self.store, self.splits = store, splits
@@ -111,6 +135,8 @@ class SliceDataModule(L.LightningDataModule):
             workers,
             seed,
         )
+        self.wanted_resident = resident
+        self._residents: tuple[ResidentSlices, ResidentSlices] | None = None
         used = (*splits.train, *splits.val, *splits.test)
         self.position: Position = {"epoch": 0, "batch": 0}
         self.channels = check_uniform(store, used, image)
@@ -125,7 +151,7 @@ class SliceDataModule(L.LightningDataModule):
         self.val = SliceDataset(store, splits.val, image)
         check_shape(augmentation, tuple(self.val[0]["mask"].shape))
 
-    def train_dataloader(self) -> TrainingLoader:
+    def train_dataloader(self) -> TrainingLoader | ResidentTrainingLoader:
         """Return the training batches of this process."""
         try:
             batches = BatchSampler(
@@ -139,7 +165,29 @@ class SliceDataModule(L.LightningDataModule):
             raise MedsegError(
                 f"{self.store.path}: data.sampling.policy '{self.sampling.policy}': {error}."
             ) from None
+        if (residents := self.residents()) is not None:
+            return ResidentTrainingLoader(residents[0], batches, self.position)
         return TrainingLoader(self.train, batches, self.workers, self.position, self._pin())
+
+    def residents(self) -> tuple[ResidentSlices, ResidentSlices] | None:
+        """Return the training and validation slices on the device, or None where they are read.
+
+        They are brought there once; before a trainer is at hand there is no device.
+        """
+        if self.trainer is None or self._residents is not None:
+            return self._residents
+        device, sets = self.trainer.strategy.root_device, (self.train, self.val)
+        if may_reside(self.wanted_resident, sets, device):
+            if self.trainer.global_rank == 0:
+                size = resident_bytes(sets) / 1e9
+                print(f"note: data.resident: all slices stay on {device} ({size:.2f} GB)")
+            self._residents = (
+                ResidentSlices(self.train, device),
+                ResidentSlices(self.val, device),
+            )
+        else:
+            self.wanted_resident = False
+        return self._residents
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training data, for checkpoints.
@@ -153,7 +201,7 @@ class SliceDataModule(L.LightningDataModule):
         """Go on at a position."""
         self.position.update(state_dict)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | ResidentLoader:
         """Return the validation batches of this process: every slice once, over all processes."""
         rank, world = self._rank_and_world()
         if len(self.val) < world:
@@ -163,6 +211,8 @@ class SliceDataModule(L.LightningDataModule):
             )
         own = list(range(rank, len(self.val), world))
         batches = [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
+        if (residents := self.residents()) is not None:
+            return ResidentLoader(residents[1], batches)
         return SliceLoader(self.val, batches, self.workers, self._pin())
 
     def _pin(self) -> bool:

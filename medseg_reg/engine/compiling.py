@@ -13,7 +13,26 @@ from medseg_reg.engine.layer_memory import layers_of
 from medseg_reg.errors import MedsegError
 
 
-def compiled_pass(network: nn.Module) -> Callable[[torch.Tensor], Any]:
+def require_compilable(wanted: bool | str, accelerator: str) -> None:
+    """Refuse a way of compiling that the accelerator does not have.
+
+    Args:
+        wanted: `training.compile`: True, False, `reduce-overhead` or `max-autotune`.
+        accelerator: `cpu`, `cuda` or `mps`.
+
+    Raises:
+        MedsegError: `reduce-overhead`, which is CUDA graphs, without a CUDA device.
+    """
+    if wanted == "reduce-overhead" and accelerator != "cuda":
+        raise MedsegError(
+            f"training.compile 'reduce-overhead': it replays CUDA graphs, which a {accelerator} "
+            "does not have. Use true, 'max-autotune' or false."
+        )
+
+
+def compiled_pass(
+    network: nn.Module, wanted: bool | str = True, accelerator: str = "cpu"
+) -> Callable[[torch.Tensor], Any]:
     """Return a function that does what `network` does, compiled at its first call.
 
     The network keeps its weights and their names, so checkpoints stay as they are; validation
@@ -23,6 +42,10 @@ def compiled_pass(network: nn.Module) -> Callable[[torch.Tensor], Any]:
 
     Args:
         network: the network with its layers, in training mode when the function is called.
+        wanted: True, or a mode of torch.compile: `reduce-overhead`, which replays the kernels
+            between two layers as a CUDA graph, or `max-autotune`, which does that too and tries
+            several kernels for each product.
+        accelerator: `cpu`, `cuda` or `mps`.
     """
     for layer in layers_of(network).values():
         layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[method-assign]
@@ -30,7 +53,18 @@ def compiled_pass(network: nn.Module) -> Callable[[torch.Tensor], Any]:
     def forward(image: torch.Tensor) -> Any:
         return network(image)
 
-    return torch.compile(forward, dynamic=False)
+    mode = wanted if isinstance(wanted, str) else None
+    compiled: Callable[[torch.Tensor], Any] = torch.compile(forward, dynamic=False, mode=mode)
+    if mode is None or accelerator != "cuda":
+        return compiled
+
+    def replayed(image: torch.Tensor) -> Any:
+        # The outputs of a graph live in its memory until it is replayed. Where a step begins is
+        # told, or torch takes what is still referred to for a step that goes on.
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(image)
+
+    return replayed
 
 
 @contextmanager

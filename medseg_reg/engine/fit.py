@@ -31,7 +31,7 @@ from medseg_reg.engine.checkpoint import (
     save_weights,
     usable_checkpoint,
 )
-from medseg_reg.engine.compiling import told_in_a_line
+from medseg_reg.engine.compiling import require_compilable, told_in_a_line
 from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.module import SegmentationModule
@@ -72,7 +72,9 @@ def fit(config: Config) -> RunDirectory:
     example = data.train[0]["image"][None]
     check_input_size(network, facts.channels, tuple(example.shape[2:]), config.data.batch_size)
     loss = _loss(config, len(facts.classes))
-    choose_precision(config.training.precision, choose_accelerator(config.training.accelerator))
+    accelerator = choose_accelerator(config.training.accelerator)
+    choose_precision(config.training.precision, accelerator)
+    require_compilable(config.training.compile, accelerator)
     report = run.path / "placement.json"
     # A run that goes on has its weights in its checkpoint.
     pretrained = None
@@ -120,6 +122,7 @@ def data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataM
         batch_size=config.data.batch_size,
         workers=config.data.workers,
         seed=config.seed,
+        resident=config.data.resident,
     )
 
 
@@ -141,7 +144,9 @@ def _train(
         trainer = make_trainer(run, config, [control, saving])
         if trainer.is_global_zero:
             if config.training.compile:
-                print("note: training.compile: the first step compiles, for up to a minute")
+                tuned = config.training.compile == "max-autotune"
+                time_needed = "some minutes" if tuned else "up to a minute"
+                print(f"note: training.compile: the first step compiles, for {time_needed}")
             run.write_environment(
                 precision=str(trainer.precision),
                 memory_format=str(module.memory_format).removeprefix("torch."),

@@ -72,13 +72,13 @@ class SegmentationModule(L.LightningModule):
         self.network, self.loss, self.config = network, loss, config
         self.penalized = [m for m in network.modules() if isinstance(m, PenaltyGiver)]
         self.l1 = config.regularization.penalty.l1
+        accelerator = choose_accelerator(config.training.accelerator)
+        compiling = config.training.compile
         self.memory_format = choose_memory_format(
-            config.training.memory_format,
-            network,
-            choose_accelerator(config.training.accelerator),
+            config.training.memory_format, network, accelerator
         )
         # A plain function, so that the network is not registered twice.
-        self.compiled = compiled_pass(network) if config.training.compile else None
+        self.compiled = compiled_pass(network, compiling, accelerator) if compiling else None
         self.classes = classes
         self.val_cases = list(val_cases)
         self.epoch_scores: dict[str, float] = {}
