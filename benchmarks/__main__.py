@@ -1,4 +1,4 @@
-"""Measure a little of everything: layers, steps, whole trainings, loading, conversion, imports.
+"""Measure a little of everything: layers, steps, trainings, loading, conversion, imports.
 
     python -m benchmarks                                # a few minutes on two idle cores
     python -m benchmarks --parts loading imports
@@ -7,8 +7,8 @@
 Writes and prints one Markdown table with the machine and the versions: medians, their spread, and
 ratios to what stands beside them. Ratios carry over to other machines of the kind; times do not.
 Other work on the machine disturbs; the table says how much there was. The parts have programs of
-their own with more options: `python -m benchmarks.layers --help`; steps, training, loading, growth
-and conversion likewise.
+their own with more options: `python -m benchmarks.layers --help`; steps, training, loading, growth,
+kernels and conversion likewise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.ratios import Row
 
 # In this order: what forks or starts processes comes before what fills the memory.
-PARTS = ("imports", "training", "loading", "conversion", "growth", "layers", "steps")
+PARTS = ("imports", "training", "loading", "conversion", "growth", "kernels", "layers", "steps")
 
 
 def part(name: str) -> Callable[[argparse.Namespace], list[Row]]:

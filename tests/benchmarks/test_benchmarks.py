@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import conversion, growth, layers, steps, tokens, training
+from benchmarks import conversion, growth, kernels, layers, steps, tokens, training
 from benchmarks.loading import loops, measure_loading, quartiles
 from benchmarks.ratios import Row, markdown, rows_of
 from data_prep.phantom import make_demo
@@ -29,7 +31,7 @@ def test_a_ratio_is_that_of_medians_and_the_spread_is_its_own():
 
 
 def test_every_item_costs_more_than_a_copy_of_its_bytes():
-    times = quartiles(measure_loading(size=64, slices=16, repeats=12))
+    times = quartiles(measure_loading(size=64, slices=16, repeats=12, device="cpu"))
     assert min(times["item, elastic"]) > max(times["floor"])
 
 
@@ -201,6 +203,32 @@ def test_what_cannot_be_done_is_told_before_anything_is_measured(tmp_path, monke
     ):
         with pytest.raises(MedsegError, match=message):
             everything.main(words)
+
+
+def test_without_a_gpu_the_kernels_are_noted_and_nothing_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = tmp_path / "table.md"
+    everything.main(["--parts", "kernels", "--out", str(out)])
+    assert "Triton kernels: not measured (they run on a GPU)" in out.read_text()
+    with pytest.raises(MedsegError, match="torch sees none here"):
+        kernels.main([])
+
+
+def test_kernels_that_are_not_used_or_select_otherwise_are_not_measured(monkeypatch):
+    x = torch.rand(1, 8, 6, 6)
+    with pytest.raises(RuntimeError, match=r"sum_levels is not used for torch\.float32 on cpu"):
+        kernels.require_agreement(x)
+    monkeypatch.setattr(kernels.operators, "fits", lambda x, levels=0: True)
+    monkeypatch.setattr(kernels.operators, "_sound", lambda name, device: True)
+    others = SimpleNamespace(
+        sum_levels=lambda x, t: -kernels.histogram.plain_sums(x, t),
+        filter_planes=kernels.planes.plain_filter,
+    )
+    monkeypatch.setattr(kernels.operators, "_kernels", lambda: others)
+    with pytest.raises(RuntimeError, match="select other channels"):
+        kernels.require_agreement(x)
+    others.sum_levels = kernels.histogram.plain_sums
+    kernels.require_agreement(x)
 
 
 @pytest.mark.parametrize("name", everything.PARTS)

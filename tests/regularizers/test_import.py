@@ -23,6 +23,7 @@ def test_no_framework_is_loaded() -> None:
         "torchvision",
         "torch._dynamo",
         "torch._inductor",
+        "triton",
         "scipy",
         "pandas",
         "pydantic",

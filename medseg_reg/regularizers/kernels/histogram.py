@@ -12,18 +12,19 @@ import math
 import torch
 from torch import Tensor
 
-from medseg_reg.regularizers.kernels import blocks
+from medseg_reg.regularizers.kernels import blocks, operators
 
-__all__ = ["deviation_sums", "level_sums", "level_thresholds"]
+__all__ = ["deviation_sums", "level_sums", "level_thresholds", "plain_sums"]
 
 
 def level_sums(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
     """Squared deviations of every channel, and how many values reach each threshold.
 
     On CPU the map is read once, in cache-sized blocks, and never copied as a whole: all sums of a
-    block are taken while it lies in the cache. Halves are counted by their bits, as integers.
-    Counts are float32: exact up to 2^24 pixels a channel. The deviations are right within float32
-    rounding; channels with NaN have NaN there, and counts without meaning.
+    block are taken while it lies in the cache. Halves are counted by their bits, as integers. On a
+    CUDA GPU a Triton kernel reads the map once. Counts are float32: exact up to 2^24 pixels a
+    channel. The deviations are right within float32 rounding; channels with NaN have NaN there, and
+    counts without meaning.
 
     Args:
         x: detached floating map.
@@ -37,8 +38,11 @@ def level_sums(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
         >>> level_sums(torch.tensor([[[0.0, 1.0, 2.0]]]), (0.5, 1.5)).tolist()
         [[[2.0, 2.0, 1.0]]]
     """
+    if operators.fits(x, len(thresholds)):
+        sums: Tensor = operators.sum_levels(x, thresholds)
+        return sums
     if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
-        return _plain_sums(x.float(), thresholds)
+        return plain_sums(x.float(), thresholds)
     if x.is_contiguous():
         raw = blocks.by_planes(lambda part: _raw_sums(part, thresholds), x.flatten(2))
     else:
@@ -67,7 +71,7 @@ def _sums_by_rows(sample: Tensor, thresholds: tuple[float, ...], rows: int) -> T
     return torch.stack(parts).sum(0)
 
 
-def _plain_sums(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
+def plain_sums(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
     """`level_sums` in whole passes, for compiled code and other devices."""
     space = tuple(range(2, x.dim()))
     sums = [_deviations(x), *[(x >= t).sum(space).float() for t in thresholds]]

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medseg_reg.regularizers.kernels import operators
 from medseg_reg.regularizers.kernels.blocks import BLOCK
 
-__all__ = ["filter_channels", "laplacian"]
+__all__ = ["filter_channels", "laplacian", "plain_filter"]
 
 
 def filter_channels(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Tensor:
@@ -31,8 +32,22 @@ def filter_channels(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Ten
         tensor([[[1., 1., 1.],
                  [1., 0., 1.]]])
     """
+    if operators.fits(x) and x.dim() == 4:
+        by_kernel: Tensor = operators.filter_planes(x, index, chosen, zero)
+        return by_kernel
     filtered: Tensor = _FilterChannels.apply(x, index, chosen, zero)
     return filtered
+
+
+def plain_filter(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Tensor:
+    """The rule of `filter_channels` in operations on all named channels at once; no derivative."""
+    out = x.clone()
+    sample = torch.arange(x.shape[0], device=x.device)[:, None]
+    planes = x[sample, index]
+    filtered = torch.zeros_like(planes) if zero else laplacian(planes)
+    chosen = chosen.view(*chosen.shape, *[1] * (x.dim() - 2))
+    out[sample, index] = torch.where(chosen, filtered, planes)
+    return out
 
 
 def laplacian(planes: Tensor) -> Tensor:
@@ -68,16 +83,11 @@ class _FilterChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Tensor:
-        out = x.clone()
-        if out.device.type == "cpu" and out.is_contiguous() and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and x.is_contiguous() and not torch.compiler.is_compiling():
+            out = x.clone()
             _filter_blocks(out, index, chosen, zero)
             return out
-        sample = torch.arange(x.shape[0], device=x.device)[:, None]
-        planes = x[sample, index]
-        filtered = torch.zeros_like(planes) if zero else laplacian(planes)
-        chosen = chosen.view(*chosen.shape, *[1] * (x.dim() - 2))
-        out[sample, index] = torch.where(chosen, filtered, planes)
-        return out
+        return plain_filter(x, index, chosen, zero)
 
     @staticmethod
     def setup_context(
