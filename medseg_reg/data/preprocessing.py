@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
+from medseg_reg.io.percentiles import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Limits = tuple[float, float]
@@ -59,12 +60,18 @@ def intensity_limits(spec: ImageSpec, store: SliceStore, case: str) -> Limits:
     return limits_of(spec, store.image(case), f"{store.path}, case {case}")
 
 
-def limits_of(spec: ImageSpec, image: Array, name: str) -> Limits:
-    """Return the values of an image that become 0 and 1; `name` stands in errors."""
+def limits_of(spec: ImageSpec, image: Any, name: str) -> Limits:
+    """Return the values of an image that become 0 and 1.
+
+    Args:
+        spec: how slices become the network's input.
+        image: (S, H, W) or (S, H, W, C), an array or slices that are made when they are asked for.
+        name: stands in errors.
+    """
     if spec.window is not None:
         return spec.window
     if spec.percentiles is not None:
-        low, high = (float(v) for v in np.percentile(image, spec.percentiles))
+        low, high = percentiles(image, spec.percentiles)
         return low, high if high > low else low + 1.0
     if image.dtype == np.uint8:
         return 0.0, 255.0

@@ -147,9 +147,8 @@ class Predictor:
         if self.passes.window is not None:
             spec = spec.model_copy(update={"size": None})
         if limits is None:
-            # Percentiles alone need all slices at once.
-            pixels = np.asarray(images) if self.image.percentiles else images[:1]
-            limits = limits_of(self.image, pixels, name)
+            # Percentiles alone need the other slices too.
+            limits = limits_of(self.image, images if self.image.percentiles else images[:1], name)
         return Case(self, images, limits, Fit.of(spec, (rows, columns)), truth)
 
     def batches(

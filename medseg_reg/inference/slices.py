@@ -66,7 +66,7 @@ class LazySlices:
         return one
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """Return all slices, for what cannot do with some of them, such as percentiles.
+        """Return all slices, for what cannot do with some of them, such as filters.
 
         In the type in which a slice store would hold them, so that they are no other ones.
         """

@@ -77,7 +77,7 @@ def list_files(folder: Path) -> tuple[Path, ...]:
 def read_series(
     files: Iterable[Path], *, where: Path | str, series: str | None = None
 ) -> DicomVolume:
-    """Read the one series of slices among some files, each file once.
+    """Read the one series of slices among some files; its pixels are held once.
 
     Args:
         files: candidates; what is no slice of CT or MR is left out and noted.

@@ -1,13 +1,8 @@
-"""One slice of a DICOM series: its numbers, checked, and its pixels as real values.
-
-Numbers are parsed from the raw bytes of their tags, because text that is no number must be an
-error that names file and tag, never a NaN in a matrix.
-"""
+"""One slice of a DICOM series: its numbers, checked, and its pixels as real values."""
 
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +10,9 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
 from medseg_reg.errors import MedsegError
+from medseg_reg.io.dicom_tags import NATIVE, WANTED, Tags
 from medseg_reg.io.pixels import narrowed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -42,40 +30,6 @@ MULTI_FRAME_CLASSES = {
 _WITHOUT_MODALITY = {"1.2.840.10008.1.3.10": "DICOMDIR"}
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 AIR_HU = -1024
-_NATIVE = {
-    ImplicitVRLittleEndian: "<",
-    ExplicitVRLittleEndian: "<",
-    DeflatedExplicitVRLittleEndian: "<",
-    ExplicitVRBigEndian: ">",
-}
-_KEYWORDS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "SeriesInstanceUID",
-    "SeriesDescription",
-    "PatientID",
-    "ImageType",
-    "FrameOfReferenceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-    "NumberOfFrames",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-]
-_PIXELS = Tag("PixelData")
-_TAGS = {word: Tag(word) for word in _KEYWORDS}
-_WANTED = [*_TAGS.values(), _PIXELS]
 
 
 @dataclass
@@ -107,7 +61,7 @@ class DicomSlice:
     orientation: tuple[float, ...]
     spacing: tuple[float, float]
     shape: tuple[int, int]
-    _tags: _Tags
+    _tags: Tags
 
     @property
     def directions(self) -> Array:
@@ -118,7 +72,7 @@ class DicomSlice:
         """Return the pixels as real values, (rows, columns): int16 where whole, else float32.
 
         Slope and intercept are this slice's own. In CT, padding and everything below -1024 HU
-        become -1024 HU; in MR, padding becomes 0. The encoded pixels are let go.
+        become -1024 HU; in MR, padding becomes 0. They are read from the file anew.
 
         Args:
             place: an int16 array (rows, columns) that may be filled and returned, which saves a
@@ -127,22 +81,23 @@ class DicomSlice:
         Raises:
             MedsegError: pixels are truncated, or their encoding is not supported.
         """
-        values = _rescaled(self._tags, self.modality, self.shape, place)
-        self._tags.pixels = b""
-        return values
+        return _rescaled(self._tags, self.modality, self.shape, place)
 
 
 def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
-    """Read a file once; return the slice, or in a few words why it is not one.
+    """Read a file; return the slice, or in a few words why it is not one.
+
+    Its pixels are not kept, because with those of all slices of a series a volume would be held
+    twice; `DicomSlice.values` reads them when there is a place for them.
 
     Args:
         path: the file.
-        content: its bytes, if they were read already.
+        content: its bytes, if they do not lie in the file; they are kept.
 
     Raises:
         MedsegError: the file is an image of CT or MR but damaged, or lacks a needed tag.
     """
-    content = path.read_bytes() if content is None else content
+    held, content = content is not None, path.read_bytes() if content is None else content
     if content[128:132] != b"DICM" and not _looks_like_dicom(content):
         if path.suffix.lower() in DICOM_SUFFIXES:
             # Left out silently, a damaged slice at the end of a series would shorten the volume.
@@ -155,13 +110,13 @@ def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
         with warnings.catch_warnings():
             # pydicom warns of a compressed image that is cut off, and then finds no tag at all.
             warnings.filterwarnings("error", message="End of (file|input) reached")
-            dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=_WANTED, force=True)
+            dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=WANTED, force=True)
     except Exception as error:
         raise MedsegError(
             f"{path}: the DICOM file is damaged ({type(error).__name__}: {error}). Download it "
             "again, or remove it."
         ) from None
-    tags = _Tags(path, dataset)
+    tags = Tags(path, dataset, held)
     kind = tags.kind()
     if kind in MULTI_FRAME_CLASSES:
         raise MedsegError(
@@ -182,7 +137,7 @@ def read_slice(path: Path, content: bytes | None = None) -> DicomSlice | str:
     return _slice_of(path, SLICE_CLASSES[kind], tags)
 
 
-def _slice_of(path: Path, modality: str, tags: _Tags) -> DicomSlice:
+def _slice_of(path: Path, modality: str, tags: Tags) -> DicomSlice:
     orientation = tuple(tags.numbers("ImageOrientationPatient", 6))
     along, down = orientation[:3], orientation[3:]
     products = (_dot(along, along) - 1, _dot(down, down) - 1, _dot(along, down))
@@ -223,79 +178,15 @@ def _looks_like_dicom(content: bytes) -> bool:
     return group in (0x0002, 0x0008) and len(content) > 8 and content[3] == 0
 
 
-class _Tags:
-    """The raw values of the tags of one file, parsed strictly."""
-
-    def __init__(self, path: Path, dataset: pydicom.FileDataset) -> None:
-        self.path = path
-        meta = dataset.file_meta
-        self.syntax = _uid(meta, "TransferSyntaxUID") or ImplicitVRLittleEndian
-        self.declared = _uid(meta, "MediaStorageSOPClassUID")
-        self.little_endian = bool(dataset.original_encoding[1])
-        found = {element.tag: element for element in dataset.values()}
-        self.raw = {word: _raw(found.get(tag)) for word, tag in _TAGS.items()}
-        self.pixels = _raw(found.get(_PIXELS))
-
-    def kind(self) -> str:
-        """Return the SOP class, by the file's header where the file is cut off before its own."""
-        kind = self.text("SOPClassUID")
-        return self.declared if self.declared.startswith(kind) else kind
-
-    def text(self, word: str) -> str:
-        value = self.raw[word]
-        return (value or b"").decode("latin-1").strip(" \0")
-
-    def integer(self, word: str, default: int | None = None, signed: bool = False) -> int:
-        """Return a 16-bit number; only one with a default may be missing."""
-        value = self.raw[word]
-        if not value and default is not None:
-            return default
-        if not value or len(value) < 2:
-            raise MedsegError(f"{self.path}: {word} is missing; is the file whole?")
-        return int.from_bytes(value[:2], "little" if self.little_endian else "big", signed=signed)
-
-    def numbers(self, word: str, count: int, default: float | None = None) -> list[float]:
-        """Return decimal numbers; missing, malformed and infinite ones are an error."""
-        text = self.text(word)
-        if not text and default is not None:
-            return [default] * count
-        try:
-            values = [float(part) for part in text.split("\\")] if "_" not in text else []
-        except ValueError:
-            values = []
-        if len(values) != count or not all(math.isfinite(value) for value in values):
-            tag = _TAGS[word]
-            raise MedsegError(
-                f"{self.path}: {word} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is "
-                f"{text[:60]!r}, expected {count} finite number{'s' * (count > 1)}. The series "
-                "cannot be placed or scaled without it."
-            )
-        return values
-
-
-def _uid(meta: Any, word: str) -> str:
-    value = _raw(meta.get_item(Tag(word))) if Tag(word) in meta else None
-    return (value or b"").decode("latin-1").strip(" \0")
-
-
-def _raw(element: Any) -> bytes | None:
-    if element is None:
-        return None
-    if isinstance(element, RawDataElement):
-        return element.value
-    # pydicom has decoded this one already; what is asked for here is bytes.
-    return str(element.value).encode("latin-1", "replace") if element.value else None
-
-
 def _rescaled(
-    tags: _Tags, modality: str, shape: tuple[int, int], place: Array | None = None
+    tags: Tags, modality: str, shape: tuple[int, int], place: Array | None = None
 ) -> Array:
     required = None if modality == "CT" else 1.0
     slope = tags.numbers("RescaleSlope", 1, required)[0]
     intercept = tags.numbers("RescaleIntercept", 1, None if modality == "CT" else 0.0)[0]
     if slope == 0:
         raise MedsegError(f"{tags.path}: RescaleSlope is 0, so every pixel would be equal.")
-    if tags.syntax in _NATIVE:
+    if tags.syntax in NATIVE:
         stored = _native_pixels(tags, shape)
         values = _scale(stored, slope, intercept, place)
     else:
@@ -312,14 +203,14 @@ def _background(modality: str) -> int:
     return AIR_HU if modality == "CT" else 0
 
 
-def _native_pixels(tags: _Tags, shape: tuple[int, int]) -> Array:
+def _native_pixels(tags: Tags, shape: tuple[int, int]) -> Array:
     """Return the stored numbers of an image that is not compressed; bits outside are cut off."""
     allocated, signed = tags.integer("BitsAllocated"), tags.integer("PixelRepresentation") == 1
     stored = tags.integer("BitsStored")
     _check_layout(tags, allocated, stored)
-    dtype = np.dtype(f"{_NATIVE[tags.syntax]}{'i' if signed else 'u'}{allocated // 8}")
+    dtype = np.dtype(f"{NATIVE[tags.syntax]}{'i' if signed else 'u'}{allocated // 8}")
     expected = shape[0] * shape[1] * dtype.itemsize
-    data = tags.pixels or b""
+    data = tags.pixels()
     if len(data) < expected:
         raise MedsegError(
             f"{tags.path}: pixel data are truncated: {len(data)} bytes, expected {expected}. "
@@ -332,7 +223,7 @@ def _native_pixels(tags: _Tags, shape: tuple[int, int]) -> Array:
     return pixels
 
 
-def _check_layout(tags: _Tags, allocated: int, stored: int) -> None:
+def _check_layout(tags: Tags, allocated: int, stored: int) -> None:
     layout = {
         "BitsAllocated": (allocated, allocated in (8, 16, 32)),
         "BitsStored": (stored, 0 < stored <= allocated),
@@ -363,7 +254,7 @@ def _scale(stored: Array, slope: float, intercept: float, place: Array | None = 
 
 
 def _padding(
-    tags: _Tags, slope: float, intercept: float, modality: str
+    tags: Tags, slope: float, intercept: float, modality: str
 ) -> tuple[float, float] | None:
     """Return the real values between which pixels are padding, if the file declares padding."""
     if not tags.raw["PixelPaddingValue"]:
@@ -378,11 +269,11 @@ def _padding(
     return low, high
 
 
-def _decoded_pixels(tags: _Tags, shape: tuple[int, int]) -> Array:
+def _decoded_pixels(tags: Tags, shape: tuple[int, int]) -> Array:
     """Decode a compressed image by SimpleITK, which applies slope and intercept itself."""
     import SimpleITK as sitk  # half a second to import, and most series are not compressed
 
-    if not tags.pixels:
+    if not tags.pixels():
         raise MedsegError(f"{tags.path}: has no pixel data; is the file whole?")
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

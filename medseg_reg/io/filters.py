@@ -17,6 +17,7 @@ import numpy as np
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.io.images import luma
+from medseg_reg.io.percentiles import percentiles
 from medseg_reg.io.pixels import narrowed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -104,6 +105,6 @@ def to_8_bits(image: Array, is_hu: bool) -> Array:
     """Scale pixels to 0..255: HU by a window on soft tissue, other data by percentiles."""
     if image.dtype == np.uint8:
         return image
-    low, high = HU_WINDOW if is_hu else np.percentile(image, PERCENTILES)
+    low, high = HU_WINDOW if is_hu else percentiles(image, PERCENTILES)
     scaled = (image.astype(np.float32) - low) / max(float(high - low), 1e-6)
     return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)

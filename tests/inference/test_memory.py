@@ -23,7 +23,9 @@ from medseg_reg.inference.ensemble import Ensemble
 from medseg_reg.inference.inputs import Wanted, find_inputs
 from medseg_reg.inference.predictor import Predictor
 from medseg_reg.io import nifti_writer
+from medseg_reg.io.dicom import list_files, read_series
 from medseg_reg.predict import _predict
+from tests.io.conftest import slice_dataset
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure memory"
@@ -81,18 +83,36 @@ def _memory(word: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def write_scan(path: Path, slices: int, plane: str) -> Path:
+def write_scan(path: Path, slices: int, plane: str, dtype: str = "int16") -> Path:
     """Write noise with this many slices of a plane."""
     shape = [SIZE] * 3
     shape[("sagittal", "coronal", "axial").index(plane)] = slices
     values = np.random.default_rng(0).integers(-200, 200, shape, dtype=np.int16)
+    if dtype == "float32":
+        values = values.astype(dtype) + np.float32(0.25)  # no whole numbers
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
     return path
 
 
-def predict_into(scan: Path, output: Path, plane: str, maps: bool) -> Callable[[], None]:
+def write_series(folder: Path, slices: int) -> Path:
+    """Write noise as a CT series."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(slices):
+        pixels = rng.integers(-200, 200, (SIZE, SIZE), dtype=np.int16)
+        one = slice_dataset(pixels, number, StudyInstanceUID="1.2.7")
+        one.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return folder
+
+
+def predict_into(
+    scan: Path,
+    output: Path,
+    plane: str,
+    maps: bool,
+    spec: ImageSpec = ImageSpec(window=(-200, 200)),  # noqa: B008
+) -> Callable[[], None]:
     torch.manual_seed(0)
-    spec = ImageSpec(window=(-200, 200))
     predictor = Predictor(Pixels(), spec, 1, 8, "cpu", draws=2 if maps else 0)
     ensemble = Ensemble([predictor], CLASSES)
 
@@ -117,6 +137,40 @@ def test_only_source_and_labels_are_held(tmp_path, plane, maps, monkeypatch):
     # the maps take sixteen.
     grown = (peaks["large"] - peaks["small"]) / GROWN
     assert grown < 5, f"{grown:.1f} bytes a voxel"
+
+
+def test_percentiles_of_float32_need_no_second_volume(tmp_path):
+    peaks, counts = {}, {"small": 100, "large": 400}
+    for name, slices in counts.items():
+        scan = write_scan(tmp_path / f"{name}.nii.gz", slices, "axial", "float32")
+        spec, output = ImageSpec(percentiles=(1, 99)), tmp_path / name / "x.nii.gz"
+        peaks[name] = peak_of(predict_into(scan, output, "axial", False, spec))
+    # Four bytes a voxel of the source, one of the labels; sorted, it took eleven and more.
+    grown = (peaks["large"] - peaks["small"]) / (300 * SIZE * SIZE)
+    assert grown < 7, f"{grown:.1f} bytes a voxel"
+
+
+def test_a_series_is_held_once_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SIZE", 256)
+    peaks, counts = {}, {"small": 20, "large": 80}
+    for name, slices in counts.items():
+        files = list_files(write_series(tmp_path / name, slices))
+        peaks[name] = peak_of(lambda files=files: read_series(files, where=tmp_path))
+    grown = (peaks["large"] - peaks["small"]) / (60 * 256 * 256)
+    assert grown < 3, f"{grown:.1f} bytes a voxel"
+
+
+@pytest.mark.slow
+def test_a_dicom_seg_of_a_series_is_written_in_little_memory(tmp_path):
+    pytest.importorskip("highdicom")
+    peaks, counts = {}, {"small": 100, "large": 400}
+    for name, slices in counts.items():
+        folder = write_series(tmp_path / name, slices)
+        peaks[name] = peak_of(predict_into(folder, tmp_path / f"{name}.dcm", "axial", False))
+    # Two bytes a voxel of the source, one of the labels. The rest are tags of each slice and of the
+    # frames on it, about 30 kB a slice: three bytes a voxel in small slices as these.
+    grown = (peaks["large"] - peaks["small"]) / (300 * SIZE * SIZE)
+    assert grown < 9, f"{grown:.1f} bytes a voxel"
 
 
 def test_the_measure_sees_what_is_held():
