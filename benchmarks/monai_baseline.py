@@ -62,6 +62,7 @@ def require_reproduced(config: Config) -> None:
         f"optimizer.name {config.optimizer.name}": config.optimizer.name != "adam",
         "penalty.weight_decay": groups.penalty.weight_decay > 0,
         "penalty.l1": groups.penalty.l1 > 0,
+        "data.ignore_label": config.data.ignore_label is not None,
         "error.class_weights": groups.error.class_weights is not None,
         "error.label_smoothing": groups.error.label_smoothing > 0,
         "optimization.gradient_clip": groups.optimization.gradient_clip is not None,

@@ -50,6 +50,37 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ignore_argument(parser: argparse.ArgumentParser, where: str) -> None:
+    """Add the option that names pixels of no known class; `where` says what holds the value."""
+    parser.add_argument(
+        "--ignore-label",
+        type=int,
+        metavar="VALUE",
+        help=f"value in the {where} of pixels whose class is not known; it is kept, and training "
+        "and evaluation leave them out with data.ignore_label",
+    )
+
+
+def check_ignore_label(value: int | None, classes: Sequence[str]) -> None:
+    """Refuse a value that a store cannot keep beside its classes.
+
+    Raises:
+        MedsegError: names the value, and those that are possible.
+    """
+    if value is None or len(classes) <= value <= 255:
+        return
+    meaning = f" is the class '{classes[value]}'" if 0 <= value < len(classes) else ""
+    raise MedsegError(
+        f"--ignore-label {value}{meaning}: expected a value from {len(classes)} to 255, beyond the "
+        f"classes {list(classes)}. Renumber it in the masks; 255 is usual."
+    )
+
+
+def ignored_setting(value: int | None) -> dict[str, int]:
+    """Return the setting of a store; stores without ignored pixels have none."""
+    return {} if value is None else {"ignore_label": value}
+
+
 def with_background(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of all classes; the background comes first, named or not.
 
@@ -304,6 +335,7 @@ def summary(store: SliceStore) -> str:
         ("slices", f"{slices}, {filled} with foreground ({filled / slices:.0%})"),
         ("slice sizes", _listed(shapes)),
         ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(store.classes))),
+        *([("ignored", f"label {ignored}")] if (ignored := store.ignore_label) else []),
         ("pixels", f"{dtypes}, {store.manifest.description.unit}, {_channels(rows)}"),
         ("size", f"{size / 1e6:.1f} MB"),
     ]

@@ -22,7 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.convert import add_common_arguments, convert, with_background
+from data_prep.convert import (
+    add_common_arguments,
+    add_ignore_argument,
+    check_ignore_label,
+    convert,
+    ignored_setting,
+    with_background,
+)
 from data_prep.image_pairs import Pair, cases_of, find_pairs
 from data_prep.labels import check_same_shape, to_classes
 from medseg_reg.data.store import Description
@@ -72,6 +79,7 @@ def _read_pair(image_path: Path, mask_path: Path, settings: dict[str, Any]) -> t
         len(settings["classes"]),
         label_values=settings["label_values"],
         threshold=settings["threshold"],
+        ignored=settings.get("ignore_label"),
     )
     return image, mask
 
@@ -108,6 +116,7 @@ def main(arguments: Sequence[str]) -> None:
         "citation": options.citation,
         "modality": options.modality,
         "unit": options.unit,
+        **ignored_setting(options.ignore_label),
     }
     _check_labels(settings)
     grouped = options.group_pattern is not None or options.group_size is not None
@@ -140,6 +149,13 @@ def _check_labels(settings: dict[str, Any]) -> None:
         )
     if values is not None and (min(values) < 0 or max(values) > 65535):
         raise MedsegError(f"--label-values: {values}; gray values lie from 0 to 65535.")
+    ignored = settings.get("ignore_label")
+    check_ignore_label(ignored, classes)
+    if values is not None and ignored in values:
+        raise MedsegError(
+            f"--ignore-label {ignored}: is the gray value of the class "
+            f"'{classes[values.index(ignored)]}' in --label-values. Leave it out of one of them."
+        )
 
 
 def _description(options: argparse.Namespace, pairs: list[Pair], grouped: bool) -> Description:
@@ -154,6 +170,7 @@ def _description(options: argparse.Namespace, pairs: list[Pair], grouped: bool) 
         unit=options.unit or ("HU" if hounsfield else "gray value"),
         classes=with_background(options.classes),
         notes=() if grouped else (NO_GROUPS,),
+        ignore_label=options.ignore_label,
     )
 
 
@@ -191,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names of the classes after the background, in order (default: foreground)",
     )
+    add_ignore_argument(parser, "masks")
     add("--name", help="name of the data set (default: the folder's name)")
     add("--licence", default="not stated", help="licence of the data")
     add("--citation", default="not stated", help="how to cite the data")

@@ -20,6 +20,7 @@ def to_classes(
     *,
     label_values: Sequence[int] | None = None,
     threshold: int | None = None,
+    ignored: int | None = None,
 ) -> Array:
     """Return class indices (H, W) uint8 for the gray values of a mask.
 
@@ -30,13 +31,15 @@ def to_classes(
         label_values: the gray value of class 0, 1, ... in turn. By default the values are the
             indices themselves, or 0 and 255 where there are two classes.
         threshold: values above it are class 1, the others 0; for JPEG and anti-aliased masks.
+        ignored: a value besides that stays as it is, for pixels of no known class.
 
     Raises:
         MedsegError: the mask holds other values; lists them.
     """
     if threshold is not None:
-        return (values > threshold).astype(np.uint8)
-    found = [int(value) for value in _unique(values)]
+        above = (values > threshold).astype(np.uint8)
+        return above if ignored is None else np.where(values == ignored, np.uint8(ignored), above)
+    found = [int(value) for value in _unique(values) if value != ignored]
     expected = ", ".join(map(str, range(classes) if label_values is None else label_values))
     if label_values is None:
         label_values = range(classes)
@@ -44,9 +47,13 @@ def to_classes(
             expected = "0 and 1, or 0 and 255"
             label_values = (0, 255) if set(found) <= {0, 255} else (0, 1)
     if set(found) <= set(label_values):
-        table = np.zeros(max(max(label_values), max(found)) + 1, np.uint8)
+        table = np.zeros(max(*label_values, *found, ignored or 0) + 1, np.uint8)
         table[list(label_values)] = np.arange(len(label_values))
+        if ignored is not None:
+            table[ignored] = ignored
         return table[values]
+    if ignored is not None:
+        expected += f", and {ignored}, which is ignored"
     odd = [value for value in found if value not in label_values]
     shown = ", ".join(map(str, odd[:8])) + (f" ... ({len(odd)} values)" if len(odd) > 8 else "")
     raise MedsegError(

@@ -22,7 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.convert import add_common_arguments, convert, with_background
+from data_prep.convert import (
+    add_common_arguments,
+    add_ignore_argument,
+    check_ignore_label,
+    convert,
+    ignored_setting,
+    with_background,
+)
 from data_prep.volumes import read_dicom_case, read_nifti_case
 from medseg_reg.data.store import CASE_NAME, Description
 from medseg_reg.data.store_writer import CaseSource
@@ -84,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="values of the classes in the label maps, in order; others become background "
         "(default: 1 2 ...)",
     )
+    add_ignore_argument(parser, "label maps")
     parser.add_argument("--modality", help="CT, MR, ... (default: that of dataset.json)")
     parser.add_argument("--erosion", type=int, metavar="N", help="erode by a square of N pixels")
     parser.add_argument(
@@ -102,7 +110,9 @@ def _convert_nifti(options: argparse.Namespace) -> None:
     modalities = _mapping(about, "channel_names", "modality")
     modality = options.modality or ", ".join(map(str, modalities.values())) or "unknown"
     is_ct = modality.upper() == "CT"
-    classes = _classes(options.classes, about, file)
+    classes, ignored = _classes(options.classes, about, file)
+    if options.ignore_label is None:
+        options.ignore_label = ignored
     _check_labels(options, classes)
     sources = find_cases(root, channels=len(modalities), unit="HU" if is_ct else "")
     description = Description(
@@ -113,6 +123,7 @@ def _convert_nifti(options: argparse.Namespace) -> None:
         modality=modality,
         unit="HU" if is_ct else "as stored",
         classes=classes,
+        ignore_label=options.ignore_label,
     )
     plane = options.plane or "axial"
     common = _common(options)
@@ -133,7 +144,7 @@ def _convert_dicom(options: argparse.Namespace) -> None:
     names = options.classes or list(rois)
     if rois and len(names) != len(rois):
         raise MedsegError(f"--classes names {len(names)} labels, --roi {len(rois)} regions.")
-    classes = _classes(names, {}, label)
+    classes, _ = _classes(names, {}, label)
     _check_labels(options, classes)
     name = options.name or _case_name(options.dicom.resolve().name)
     source = CaseSource(
@@ -152,6 +163,7 @@ def _convert_dicom(options: argparse.Namespace) -> None:
         modality=modality,
         unit="HU" if modality == "CT" else "as stored",
         classes=classes,
+        ignore_label=options.ignore_label,
     )
     settings = {
         "converter": "dicom", "plane": plane, "series": options.series,
@@ -163,18 +175,27 @@ def _convert_dicom(options: argparse.Namespace) -> None:
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
     labels = tuple(options.labels) if options.labels else None
-    return {"erosion": options.erosion, "canny": options.canny, "labels": labels}
+    ignored = options.ignore_label
+    common = {"erosion": options.erosion, "canny": options.canny, "labels": labels}
+    return {**common, "ignored": ignored}
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Return options in the types of JSON, in which a store keeps its settings."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    ignored = plain.pop("ignored")
+    return {**plain, **ignored_setting(ignored)}
 
 
 def _check_labels(options: argparse.Namespace, classes: Sequence[str]) -> None:
-    values = options.labels
+    values, ignored = options.labels, options.ignore_label
+    check_ignore_label(ignored, classes)
+    if ignored is not None and options.rtstruct:
+        raise MedsegError(f"--ignore-label {ignored}: is for label maps; contours have no values.")
     if values is None:
         return
+    if ignored in values:
+        raise MedsegError(f"--ignore-label {ignored}: is also in --labels {values}. Take one out.")
     sound = len(set(values)) == len(values) == len(classes) - 1
     if options.rtstruct or not sound or not all(1 <= value <= 255 for value in values):
         raise MedsegError(
@@ -259,11 +280,19 @@ def _volumes(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _classes(given: Sequence[str] | None, about: dict[str, Any], file: Path) -> tuple[str, ...]:
-    """Return the names of the classes, from the command line or else from dataset.json."""
+def _classes(
+    given: Sequence[str] | None, about: dict[str, Any], file: Path
+) -> tuple[tuple[str, ...], int | None]:
+    """Return the names of the classes, from the command line or else from dataset.json.
+
+    Besides, the value of the label that is ignored, which nnU-Net calls `ignore`.
+    """
+    pairs = dict(_mapping(about, "labels"))
+    ignored = pairs.pop("ignore", None)
+    if not isinstance(ignored, int | None):
+        raise MedsegError(f"{file}: the label 'ignore' is {ignored!r}, expected one number.")
     if given:
-        return with_background(given)
-    pairs = _mapping(about, "labels")
+        return with_background(given), ignored
     if not pairs:
         what = "names no labels" if about else "is not there"
         raise MedsegError(f"{file}: {what}. Name the labels 1, 2, ... with --classes NAME ...")
@@ -274,9 +303,9 @@ def _classes(given: Sequence[str] | None, about: dict[str, Any], file: Path) -> 
     if numbers != list(range(len(pairs))) or len(pairs) < 2:
         raise MedsegError(
             f"{file}: labels are {sorted(map(str, pairs))}, expected 0, 1, 2 ... without gaps. "
-            "Renumber them; regions and ignored labels are not supported."
+            "Renumber them; regions are not supported."
         )
-    return tuple(str(pairs[key]) for key in sorted(pairs, key=int))
+    return tuple(str(pairs[key]) for key in sorted(pairs, key=int)), ignored
 
 
 def _mapping(about: dict[str, Any], *keys: str) -> dict[str, Any]:

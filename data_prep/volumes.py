@@ -28,6 +28,7 @@ def read_nifti_case(
     erosion: int | None = None,
     canny: tuple[float, float] | None = None,
     labels: tuple[int, ...] | None = None,
+    ignored: int | None = None,
 ) -> CaseArrays:
     """Read the channels and the label of a case; the label is the last of its files.
 
@@ -55,7 +56,7 @@ def read_nifti_case(
             "repair dataset.json."
         )
     image = channels[0] if len(channels) == 1 else np.stack(channels, axis=-1)
-    mask = geometry.from_source(chosen_labels(as_labels(label_path, label.array), labels))
+    mask = geometry.from_source(chosen_labels(as_labels(label_path, label.array), labels, ignored))
     is_hu = source.details.get("unit") == "HU"
     image = prepared(image, erosion, canny, is_hu)
     notes = tuple(dict.fromkeys(note for volume in (*volumes, label) for note in volume.notes))
@@ -71,6 +72,7 @@ def read_dicom_case(
     erosion: int | None = None,
     canny: tuple[float, float] | None = None,
     labels: tuple[int, ...] | None = None,
+    ignored: int | None = None,
 ) -> CaseArrays:
     """Read a DICOM series and its label, the last of the files: NIfTI, or RTSTRUCT with `rois`."""
     *files, label_path = source.files
@@ -80,23 +82,27 @@ def read_dicom_case(
         mask = geometry.from_source(_regions(label_path, volume, rois))
     else:
         mask = _laid_by_affine(label_path, geometry, plane or volume.plane)
-        mask = chosen_labels(mask, labels)
+        mask = chosen_labels(mask, labels, ignored)
     image = prepared(
         geometry.from_source(volume.array), erosion, canny, is_hu=volume.modality == "CT"
     )
     return CaseArrays(image, mask, geometry, notes=volume.notes)
 
 
-def chosen_labels(mask: Array, labels: tuple[int, ...] | None) -> Array:
+def chosen_labels(mask: Array, labels: tuple[int, ...] | None, ignored: int | None = None) -> Array:
     """Number the chosen label values 1, 2, ... in order; all others become background.
 
-    >>> chosen_labels(np.array([0, 7, 5], np.uint8), (7,)).tolist()
-    [0, 1, 0]
+    The ignored label, if there is one, stays as it is.
+
+    >>> chosen_labels(np.array([0, 7, 5, 255], np.uint8), (7,), ignored=255).tolist()
+    [0, 1, 0, 255]
     """
     if labels is None:
         return mask
     table = np.zeros(256, np.uint8)
     table[list(labels)] = range(1, len(labels) + 1)
+    if ignored is not None:
+        table[ignored] = ignored
     return table[mask]
 
 

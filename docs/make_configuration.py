@@ -63,6 +63,9 @@ MEANINGS = {
     "data.sampling.foreground_share": "Share of samples with foreground under `balanced`.",
     "data.sampling.per_epoch": "Samples in an epoch; null means as many as there are slices, with "
     "`foreground` as many as show it.",
+    "data.ignore_label": "A label of the masks besides the classes, as 255, whose pixels count in "
+    "no loss and no score; the one that the data were converted with. See "
+    "[training](training.md#pixels-without-a-label).",
     "data.batch_size": "Slices in a batch of one process. The Dice loss is pooled over a batch: "
     "compare runs at equal batch size.",
     "data.workers": "Processes that load data; 0 loads in the training process.",

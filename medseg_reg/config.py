@@ -50,6 +50,7 @@ class DataSpec(Closed):
     image: ImageSpec = ImageSpec()
     split: SplitSpec
     sampling: SamplingSpec = SamplingSpec()
+    ignore_label: int | None = Field(None, ge=1, le=255)
     batch_size: Positive = 8
     workers: int = Field(0, ge=0)
     resident: Literal["auto"] | bool = "auto"

@@ -25,6 +25,7 @@ def make_store(
     channels: int = 1,
     empty: float = 0.0,
     copies: dict[str, str] | None = None,
+    ignore_label: int | None = None,
 ) -> SliceStore:
     """Write a store whose foreground a network can learn: bright blobs on noise.
 
@@ -41,12 +42,15 @@ def make_store(
         channels: 1 gives (S, H, W), more give (S, H, W, C).
         empty: chance of a slice to have no foreground; the first slice of a case always has.
         copies: case -> case whose images and masks it repeats, for tests of duplicates.
+        ignore_label: a label besides the classes, which a rectangle of each slice has.
     """
     names = [f"case_{i:02d}" for i in range(cases)] if isinstance(cases, int) else list(cases)
     counts = [slices] * len(names) if isinstance(slices, int) else list(slices)
     shape = (size, size) if isinstance(size, int) else size
     labels = classes if isinstance(classes, int) else len(classes)
-    writer = StoreWriter(Path(path), describe(classes, dtype), {"made_by": "tests", "seed": seed})
+    writer = StoreWriter(
+        Path(path), describe(classes, dtype, ignore_label), {"made_by": "tests", "seed": seed}
+    )
     writer.begin()
     made: dict[str, CaseArrays] = {}
     for index, (name, count) in enumerate(zip(names, counts, strict=True)):
@@ -57,6 +61,8 @@ def make_store(
             if origin is not None
             else CaseArrays(*_blobs(rng, count, shape, labels, dtype, channels, empty))
         )
+        if ignore_label is not None:
+            _ignore_a_rectangle(made[name].mask, ignore_label, seed + index)
         source = CaseSource(
             name=name,
             group=groups[index] if groups is not None else name,
@@ -67,7 +73,9 @@ def make_store(
     return writer.publish(names)
 
 
-def describe(classes: int | Sequence[str], dtype: str) -> Description:
+def describe(
+    classes: int | Sequence[str], dtype: str, ignore_label: int | None = None
+) -> Description:
     """Describe a store for tests."""
     if isinstance(classes, int):
         classes = ["background", *(f"class_{i}" for i in range(1, classes))]
@@ -79,7 +87,15 @@ def describe(classes: int | Sequence[str], dtype: str) -> Description:
         modality="synthetic",
         unit="HU" if dtype == "int16" else "gray value",
         classes=tuple(classes),
+        ignore_label=ignore_label,
     )
+
+
+def _ignore_a_rectangle(mask: np.ndarray, label: int, seed: int) -> None:
+    rng = np.random.default_rng([seed, 1])
+    for one in mask:
+        top, left = (int(rng.integers(0, side // 2)) for side in one.shape)
+        one[top : top + one.shape[0] // 3, left : left + one.shape[1] // 2] = label
 
 
 def _blobs(

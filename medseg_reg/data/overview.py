@@ -16,6 +16,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TILE = 192
 COLUMNS = 6
 MAX_TILES = 48
+IGNORED = (160, 160, 160)
 OUTLINES = ((255, 64, 64), (64, 200, 255), (120, 255, 120), (255, 200, 40), (230, 120, 255))
 
 
@@ -30,17 +31,19 @@ def write_overview(store: SliceStore, path: Path) -> None:
     sheet = Image.new("RGB", (columns * TILE, -(-len(chosen) // columns) * TILE))
     for index, row in enumerate(chosen):
         number = int(np.argmax(row.foreground)) if any(row.foreground) else row.slices // 2
-        tile = draw_slice(store.image(row.name)[number], store.mask(row.name)[number], TILE)
+        image, mask = store.image(row.name)[number], store.mask(row.name)[number]
+        tile = draw_slice(image, mask, TILE, store.ignore_label)
         ImageDraw.Draw(tile).text((3, 2), f"{row.name} #{number}", fill=(255, 255, 0))
         sheet.paste(tile, (index % columns * TILE, index // columns * TILE))
     with replacing(path) as temporary:
         sheet.save(temporary)
 
 
-def draw_slice(image: Array, mask: Array, size: int) -> Image.Image:
+def draw_slice(image: Array, mask: Array, size: int, ignored: int | None = None) -> Image.Image:
     """Return one slice as a square picture of `size` pixels with the mask's outlines on it.
 
-    Three channels are drawn as colours; of any other number, the first is drawn.
+    Three channels are drawn as colours; of any other number, the first is drawn. The outline of
+    pixels with the ignored label is gray.
     """
     if image.ndim == 3 and image.shape[2] != 3:
         image = image[..., 0]
@@ -51,7 +54,8 @@ def draw_slice(image: Array, mask: Array, size: int) -> Image.Image:
     labels = np.asarray(Image.fromarray(mask).resize(shape, Image.Resampling.NEAREST))
     pixels = np.array(picture)
     for value in np.unique(labels[labels > 0]):
-        pixels[outline(labels == value)] = OUTLINES[(int(value) - 1) % len(OUTLINES)]
+        colour = IGNORED if value == ignored else OUTLINES[(int(value) - 1) % len(OUTLINES)]
+        pixels[outline(labels == value)] = colour
     tile = Image.new("RGB", (size, size))
     tile.paste(Image.fromarray(pixels), ((size - shape[0]) // 2, (size - shape[1]) // 2))
     return tile

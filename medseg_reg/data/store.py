@@ -2,7 +2,7 @@
 
     manifest.json      what the data are, and one row per case
     images/<case>.npy  (S, H, W) or (S, H, W, C): int16 in HU, uint8, or float32
-    masks/<case>.npy   (S, H, W) uint8, the value is the index of the class
+    masks/<case>.npy   (S, H, W) uint8, the value is the index of the class, or the ignored label
     overview.png       a contact sheet with the outlines of the masks, for a person's eye
 
 Arrays are memory-mapped and never changed in place.
@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from medseg_reg.errors import MedsegError, nearest
 from medseg_reg.files import read_json
@@ -68,7 +76,8 @@ class CaseRow(BaseModel):
 class Description(BaseModel):
     """What a data set is, said once for all its cases.
 
-    `notes` are what must be said wherever scores on these data are shown.
+    `notes` are what must be said wherever scores on these data are shown. `ignore_label` is a value
+    in the masks besides the classes, whose pixels have no known class; None where there is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,6 +90,24 @@ class Description(BaseModel):
     unit: str
     classes: tuple[str, ...] = Field(min_length=2, max_length=256)
     notes: tuple[str, ...] = ()
+    ignore_label: int | None = Field(None, ge=1, le=255)
+
+    @model_validator(mode="after")
+    def _ignored_is_no_class(self) -> Description:
+        if self.ignore_label is not None and self.ignore_label < len(self.classes):
+            raise ValueError(
+                f"the ignored label {self.ignore_label} is the class "
+                f"'{self.classes[self.ignore_label]}'; expected {len(self.classes)} to 255"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The manifest of a store without ignored pixels, and so its hash, is as it always was.
+        content: dict[str, Any] = write(self)
+        if self.ignore_label is None:
+            del content["ignore_label"]
+        return content
 
 
 class Manifest(BaseModel):
@@ -122,6 +149,11 @@ class SliceStore:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; the index is the value in the masks, 0 is the background."""
         return self.manifest.description.classes
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value in the masks of pixels whose class is not known, if there is one."""
+        return self.manifest.description.ignore_label
 
     def row(self, case: str) -> CaseRow:
         """Return the manifest's row of a case."""

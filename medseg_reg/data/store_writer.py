@@ -71,7 +71,8 @@ class CaseArrays:
 
     Attributes:
         image: (S, H, W) or (S, H, W, C); int16 in HU, uint8, or float32.
-        mask: (S, H, W) uint8, the value is the index of the class.
+        mask: (S, H, W) uint8, the value is the index of the class, or the label that the
+            description of the store says is ignored.
         geometry: the grid, for volumes.
         slice_names: the names of the frames, for images.
         notes: what a person should know of this case.
@@ -169,7 +170,8 @@ class StoreWriter:
 
     def write(self, source: CaseSource, arrays: CaseArrays, source_sha256: str) -> CaseRow:
         """Check and write one case; may run in a worker process."""
-        check_arrays(source.name, arrays, len(self.description.classes))
+        ignored = self.description.ignore_label
+        check_arrays(source.name, arrays, len(self.description.classes), ignored)
         image = np.ascontiguousarray(arrays.image)
         mask = np.ascontiguousarray(arrays.mask)
         # A row from before a repair must not outlive the arrays that it speaks of.
@@ -189,7 +191,7 @@ class StoreWriter:
                 dtype=image.dtype.name,
                 geometry=arrays.geometry,
                 slice_names=arrays.slice_names,
-                foreground=tuple(int(np.count_nonzero(one)) for one in mask),
+                foreground=foreground_counts(mask, ignored),
                 slice_hashes=hashes.result(),
                 sources=tuple(file.name for file in source.files),
                 source_sha256=source_sha256,
@@ -249,7 +251,30 @@ def _remove(paths: Iterable[Path]) -> None:
             path.unlink()
 
 
-def check_arrays(name: str, arrays: CaseArrays, classes: int) -> None:
+def foreground_counts(mask: Array, ignored: int | None = None) -> tuple[int, ...]:
+    """Return the pixels of each slice that are neither background nor ignored.
+
+    >>> foreground_counts(np.array([[[0, 1, 255]], [[0, 0, 0]]], np.uint8), 255)
+    (1, 0)
+    """
+    counts = (np.count_nonzero(one) for one in mask)
+    if ignored is not None:
+        counts = (np.count_nonzero((one > 0) & (one != ignored)) for one in mask)
+    return tuple(map(int, counts))
+
+
+def top_class(mask: Array, ignored: int | None = None) -> int:
+    """Return the highest label of a mask besides the ignored one; 0 where there is no other.
+
+    >>> top_class(np.array([0, 2, 255], np.uint8), 255)
+    2
+    """
+    if ignored is None:
+        return int(mask.max())
+    return int(mask.max(where=mask != ignored, initial=0))
+
+
+def check_arrays(name: str, arrays: CaseArrays, classes: int, ignored: int | None = None) -> None:
     """Refuse arrays that a store must not hold; the error names the case."""
     image, mask = arrays.image, arrays.mask
     if image.ndim not in (3, 4) or mask.shape != image.shape[:3] or 0 in image.shape:
@@ -265,12 +290,12 @@ def check_arrays(name: str, arrays: CaseArrays, classes: int) -> None:
             f"case {name}: {bad} pixels of the image are NaN or infinite. Repair the source, or "
             "leave the case out with --skip."
         )
-    top = int(mask.max())
-    if top >= classes:
+    if top_class(mask, ignored) >= classes:
         values = [int(value) for value in np.unique(mask)]
+        besides = "" if ignored is None else f" and {ignored} is ignored"
         raise MedsegError(
             f"case {name}: the mask holds the labels {values}, but the declared classes are "
-            f"0 to {classes - 1}. Declare all classes, or repair the mask."
+            f"0 to {classes - 1}{besides}. Declare all classes, or repair the mask."
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medseg_reg.data.store import CaseRow, SliceStore, open_array
-from medseg_reg.data.store_writer import slice_hashes
+from medseg_reg.data.store_writer import foreground_counts, slice_hashes, top_class
 from medseg_reg.errors import MedsegError, run_main
 from medseg_reg.files import sha256_of
 from medseg_reg.io.geometry import Geometry, Plane, geometry_of
@@ -135,7 +135,7 @@ def _verify_image(store: SliceStore, row: CaseRow, image: Array) -> list[str]:
 def _verify_mask(store: SliceStore, row: CaseRow, mask: Array) -> list[str]:
     path = store.path / "masks" / f"{row.name}.npy"
     findings = []
-    counts = [int(np.count_nonzero(one)) for one in mask]
+    counts = foreground_counts(mask, store.ignore_label)
     odd = [n for n, (a, b) in enumerate(zip(counts, row.foreground, strict=False)) if a != b]
     if odd:
         first = odd[0]
@@ -143,7 +143,7 @@ def _verify_mask(store: SliceStore, row: CaseRow, mask: Array) -> list[str]:
             f"{path}: slice {first} has {counts[first]} foreground pixels, the manifest says "
             f"{row.foreground[first]}; slices that differ: {_listed(odd)}."
         )
-    if (top := max(int(one.max()) for one in mask)) >= len(store.classes):
+    if (top := max(top_class(one, store.ignore_label) for one in mask)) >= len(store.classes):
         findings.append(
             f"{path}: holds the label {top}, the classes are 0 to {len(store.classes) - 1}."
         )

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medseg_reg.config import Config
 from medseg_reg.config_network import ForeignSpec
+from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.module import SliceDataModule
 from medseg_reg.data.splits import Splits, make_splits
 from medseg_reg.data.store import SliceStore
@@ -44,7 +45,7 @@ from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.files import replacing, require_space, sha256_of, wait_for, write_json
 from medseg_reg.insertion import measure
-from medseg_reg.losses import MixedLoss
+from medseg_reg.losses import MixedLoss, ms_ssim_note
 from medseg_reg.networks.build import check_input_size, parameter_count
 
 
@@ -72,6 +73,8 @@ def fit(config: Config) -> RunDirectory:
     example = data.train[0]["image"][None]
     check_input_size(network, facts.channels, tuple(example.shape[2:]), config.data.batch_size)
     loss = _loss(config, len(facts.classes))
+    if "ms_ssim" in loss.weights and (note := ms_ssim_note(example.shape[2:])):
+        print(f"note: regularization.error.ms_ssim: {note}")
     accelerator = choose_accelerator(config.training.accelerator)
     choose_precision(config.training.precision, accelerator)
     require_compilable(config.training.compile, accelerator)
@@ -100,7 +103,9 @@ def fit(config: Config) -> RunDirectory:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
     try:
-        _train(run, config, module, data, RegularizationControl(network, entries, config.seed))
+        ignored = config.data.ignore_label
+        control = RegularizationControl(network, entries, config.seed, ignored)
+        _train(run, config, module, data, control)
     except Interrupted:
         raise
     except MedsegError:
@@ -113,6 +118,7 @@ def fit(config: Config) -> RunDirectory:
 
 def data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataModule:
     """Return the loaders of a configuration."""
+    require_ignored(store, config.data.ignore_label)
     return SliceDataModule(
         store,
         splits,
@@ -239,7 +245,7 @@ def _loss(config: Config, classes: int) -> MixedLoss:
                 f"regularization.error.{key}: {len(weights)} weights for {classes} classes. "
                 "Give one for each, the background first."
             )
-    return MixedLoss(**dict(error))
+    return MixedLoss(**dict(error), ignore=config.data.ignore_label)
 
 
 def _seed_everything(seed: int) -> None:

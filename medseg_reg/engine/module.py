@@ -152,7 +152,8 @@ class SegmentationModule(L.LightningModule):
         """Return the loss of what the network returned: logits, of several levels, or guided."""
         if isinstance(output, GuidedLogits):
             # Added without a weight, as in the paper.
-            return self._loss_of(output.logits, labels) + presence_loss(output.presence, labels)
+            presence = presence_loss(output.presence, labels, self.loss.ignore)
+            return self._loss_of(output.logits, labels) + presence
         loss: Tensor = self.loss(output, labels)
         return loss
 
@@ -178,7 +179,9 @@ class SegmentationModule(L.LightningModule):
         size = len(batch["mask"])
         loss = float(self.loss(logits, batch["mask"]))
         self.val_loss += torch.tensor([loss * size, size], dtype=torch.float64)
-        counts = confusion_counts(predicted_labels(logits), batch["mask"], self.classes)
+        counts = confusion_counts(
+            predicted_labels(logits), batch["mask"], self.classes, self.loss.ignore
+        )
         self.val_counts.index_add_(0, batch["case"], counts)
 
     def on_validation_epoch_end(self) -> None:
@@ -187,6 +190,8 @@ class SegmentationModule(L.LightningModule):
         counts = self._over_processes(self.val_counts).cpu()
         loss = self._over_processes(self.val_loss)
         empty = self.config.evaluation.empty
+        # Of a case with ignored pixels alone nothing is known.
+        counts = counts[counts.flatten(1).any(dim=1)]
         self.epoch_scores = {
             "val_loss": float(loss[0] / loss[1]),
             "val_dice": float(dice(counts, empty)[:, 1:].nanmean()),

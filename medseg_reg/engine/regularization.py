@@ -48,10 +48,19 @@ class RegularizationControl(Callback):
         network: the network with its layers.
         entries: the entries of the configuration, placed.
         seed: the seed of the run.
+        ignored: a label of pixels whose class is not known. To a layer that asks where there is
+            foreground it is background; to one that learns from classes it is none of them.
     """
 
-    def __init__(self, network: nn.Module, entries: Sequence[PlacedEntry], seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        entries: Sequence[PlacedEntry],
+        seed: int,
+        ignored: int | None = None,
+    ) -> None:
         self.network, self.entries, self.seed = network, list(entries), seed
+        self.ignored = ignored
         self.scheduled = {
             entry: [(network.get_submodule(one.path), one.p) for one in entry.placements]
             for entry in entries
@@ -193,8 +202,11 @@ class RegularizationControl(Callback):
             self._decay, group["weight_decay"] = group["weight_decay"], max(decays)
 
     def _give_labels(self, labels: Tensor | None) -> None:
+        known = labels
+        if labels is not None and self.ignored is not None:
+            known = labels.masked_fill(labels == self.ignored, 0)
         for layer in self.labelled:
-            layer.labels = labels
+            layer.labels = labels if isinstance(layer, LabelReader) else known
 
     def _restore_memory(self, trainer: L.Trainer) -> None:
         memories = (self._restored or {})["memory"]

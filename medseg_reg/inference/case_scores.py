@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg_reg.config import EvaluationSpec
-from medseg_reg.data.store import CaseRow
+from medseg_reg.data.store import CaseRow, SliceStore
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.predictor import Predictor, require_finite
 from medseg_reg.metrics import (
@@ -29,12 +30,38 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SURFACE = ("hd95", "assd", "surface_dice")
 CALIBRATION = ("ece",)
 
-# Pixels of which the network saw nothing, and which it says nothing about.
+# Pixels that do not count: of those that the network did not see, it says nothing.
 _UNSEEN = -1
 
 
+def distance_unit(store: SliceStore, cases: Sequence[str]) -> str:
+    """Return the unit of distances: "mm" if every case has a spacing, else "px"."""
+    return "px" if any(store.row(case).geometry is None for case in cases) else "mm"
+
+
+def score_settings(spec: EvaluationSpec, store: SliceStore, cases: Sequence[str]) -> dict[str, Any]:
+    """Return what scores depend on besides weights, split and the policy for empty classes."""
+    settings: dict[str, Any] = {}
+    if "surface" in spec.metrics:
+        settings["surface"] = {
+            "missing_policy": spec.missing,
+            "tolerance": spec.tolerance,
+            "unit": distance_unit(store, cases),
+        }
+    if "calibration" in spec.metrics:
+        settings["calibration"] = {"bins": spec.bins}
+    if store.ignore_label is not None:
+        settings["ignore_label"] = store.ignore_label
+    return settings
+
+
 def predict_and_calibrate(
-    predictor: Predictor, images: Array, name: str, truth: Array, bins: int
+    predictor: Predictor,
+    images: Array,
+    name: str,
+    truth: Array,
+    bins: int,
+    ignored: int | None = None,
 ) -> tuple[Array, Tensor]:
     """Return the labels (S, H, W) of a case, and its calibration counts (K, bins, 3).
 
@@ -44,6 +71,7 @@ def predict_and_calibrate(
         name: stands in errors.
         truth: the true labels (S, H, W).
         bins: number of bins.
+        ignored: a label of the truth whose pixels are not counted.
 
     Raises:
         MedsegError: as of `Predictor.labels`, or the network gives no probabilities.
@@ -57,6 +85,8 @@ def predict_and_calibrate(
             mean = mean.cpu()
         target = torch.from_numpy(truth[start : start + len(mean)].astype(np.int64))
         target = target.to(mean.device).masked_fill(mean.sum(dim=1) == 0, _UNSEEN)
+        if ignored is not None:
+            target = target.masked_fill(target == ignored, _UNSEEN)
         try:
             found = calibration_counts(mean, target, bins, ignore=_UNSEEN)
         except ValueError as error:
@@ -71,9 +101,18 @@ def calibration_scores(counts: Tensor) -> list[dict[str, float]]:
 
 
 def surface_scores(
-    predicted: Array, truth: Array, classes: int, row: CaseRow, spec: EvaluationSpec, unit: str
+    predicted: Array,
+    truth: Array,
+    classes: int,
+    row: CaseRow,
+    spec: EvaluationSpec,
+    unit: str,
+    ignored: int | None = None,
 ) -> list[dict[str, float]]:
     """Return distances and surface Dice of each class, the background first, without scores.
+
+    Ignored pixels are of no class, in the prediction neither: as at the border of the image, a
+    surface goes along them where a class reaches them. Where both reach them, it is the same one.
 
     Args:
         predicted: labels (S, H, W).
@@ -82,19 +121,25 @@ def surface_scores(
         row: the case; its spacing is used.
         spec: tolerance and policies.
         unit: "mm", distances in the volume; "px", in each slice, pooled over the slices.
+        ignored: a label of the truth whose pixels do not count.
     """
     scores: list[dict[str, float]] = [{}]
+    known = None if ignored is None else truth != ignored
+    # Of what nothing is known, nothing is agreed.
+    empty = spec.empty if known is None or known.any() else "nan"
     for label in range(1, classes):
         mine, other = predicted == label, truth == label
+        if known is not None:
+            mine &= known
         if unit == "mm" and row.geometry is not None:
             found = surface_distances(mine, other, row.geometry.spacing)
         else:
             found = pooled(_of_frames(mine, other))
         scores.append(
             {
-                "hd95": hausdorff_distance(found, 95, spec.empty, spec.missing),
-                "assd": average_surface_distance(found, spec.empty, spec.missing),
-                "surface_dice": surface_dice(found, spec.tolerance, spec.empty),
+                "hd95": hausdorff_distance(found, 95, empty, spec.missing),
+                "assd": average_surface_distance(found, empty, spec.missing),
+                "surface_dice": surface_dice(found, spec.tolerance, empty),
             }
         )
     return scores

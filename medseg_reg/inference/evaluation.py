@@ -24,7 +24,9 @@ from medseg_reg.inference.case_scores import (
     CALIBRATION,
     SURFACE,
     calibration_scores,
+    distance_unit,
     predict_and_calibrate,
+    score_settings,
     surface_scores,
 )
 from medseg_reg.inference.pictures import write_curves, write_panels
@@ -49,6 +51,9 @@ SCORES = (
     *SURFACE,
     *CALIBRATION,
 )
+
+# What stands in the column `empty` where every pixel is ignored, so that no side is known.
+UNKNOWN = "ignored"
 
 # Scores of a case beyond its counts: for each class, the background first, names and values.
 More = dict[str, list[dict[str, float]]]
@@ -82,7 +87,7 @@ def evaluate(
         "splits_hash": splits.hash,
         "part": part,
         "empty_policy": config.evaluation.empty,
-        **_settings(config.evaluation, store, cases),
+        **score_settings(config.evaluation, store, cases),
     }
     done = out / "summary.json"
     if done.exists() and (summary := read_json(done)).items() >= stamp.items():
@@ -160,49 +165,37 @@ def score_cases(
     counts: dict[str, torch.Tensor] = {}
     more: More = {}
     classes, unit = len(store.classes), distance_unit(store, cases)
+    ignored = store.ignore_label
     for case in tqdm(cases, desc=title, unit="case", disable=not progress):
         images, truth = store.image(case), store.mask(case)
         if "calibration" in spec.metrics:
-            predicted, bins = predict_and_calibrate(predictor, images, case, truth, spec.bins)
+            predicted, bins = predict_and_calibrate(
+                predictor, images, case, truth, spec.bins, ignored
+            )
             more[case] = calibration_scores(bins)
         else:
             predicted = predictor.labels(images, case, truth)
         try:
-            counts[case] = count_slices(predicted, truth, classes)
+            counts[case] = count_slices(predicted, truth, classes, ignored)
         except ValueError as error:
             raise MedsegError(
                 f"{store.path / 'masks' / case}.npy: {error}. The file was changed; convert the "
                 "data again."
             ) from None
         if "surface" in spec.metrics:
-            found = surface_scores(predicted, truth, classes, store.row(case), spec, unit)
+            row = store.row(case)
+            found = surface_scores(predicted, truth, classes, row, spec, unit, ignored)
             known = more.get(case, [{}] * classes)
             more[case] = [{**one, **other} for one, other in zip(found, known, strict=True)]
     return counts, more
 
 
-def distance_unit(store: SliceStore, cases: Sequence[str]) -> str:
-    """Return the unit of distances: "mm" if every case has a spacing, else "px"."""
-    return "px" if any(store.row(case).geometry is None for case in cases) else "mm"
-
-
-def _settings(spec: EvaluationSpec, store: SliceStore, cases: Sequence[str]) -> dict[str, Any]:
-    """Return what the scores besides the counts depend on."""
-    settings: dict[str, Any] = {}
-    if "surface" in spec.metrics:
-        settings["surface"] = {
-            "missing_policy": spec.missing,
-            "tolerance": spec.tolerance,
-            "unit": distance_unit(store, cases),
-        }
-    if "calibration" in spec.metrics:
-        settings["calibration"] = {"bins": spec.bins}
-    return settings
-
-
-def count_slices(predicted: np.ndarray, truth: np.ndarray, classes: int) -> torch.Tensor:
-    """Return the counts of each slice, int64 (S, classes, 3)."""
-    return confusion_counts(torch.from_numpy(predicted), torch.from_numpy(truth.copy()), classes)
+def count_slices(
+    predicted: np.ndarray, truth: np.ndarray, classes: int, ignored: int | None = None
+) -> torch.Tensor:
+    """Return the counts of each slice, int64 (S, classes, 3); ignored pixels are in none."""
+    labels = torch.from_numpy(truth.copy())
+    return confusion_counts(torch.from_numpy(predicted), labels, classes, ignored)
 
 
 def case_table(
@@ -213,6 +206,8 @@ def case_table(
 ) -> pd.DataFrame:
     """Return one row a case and class: scores of the whole volume, and volumes.
 
+    A case of which every pixel is ignored has no scores.
+
     Args:
         store: the slice store.
         counts: of the slices of each case.
@@ -222,9 +217,11 @@ def case_table(
     rows = []
     for case, slices in counts.items():
         row, total = store.row(case), slices.sum(dim=0)
-        scores, overlaps = dice(total, empty), iou(total, empty)
-        precisions, recalls = precision(total, empty), recall(total, empty)
-        relative = volume_difference(total, empty)
+        known = bool(total.any())
+        policy = empty if known else "nan"
+        scores, overlaps = dice(total, policy), iou(total, policy)
+        precisions, recalls = precision(total, policy), recall(total, policy)
+        relative = volume_difference(total, policy)
         for index, name in list(enumerate(store.classes))[1:]:
             tp, fp, fn = (int(n) for n in total[index])
             rows.append(
@@ -244,7 +241,7 @@ def case_table(
                     "recall": float(recalls[index]),
                     "volume_difference": float(relative[index]),
                     "volume_difference_ml": _millilitres(row, fp - fn),
-                    "empty": str(_empty_sides(*total[index].numpy())),
+                    "empty": str(_empty_sides(*total[index].numpy())) if known else UNKNOWN,
                     **(more[case][index] if more else {}),
                 }
             )
@@ -254,11 +251,16 @@ def case_table(
 def slice_table(
     store: SliceStore, counts: dict[str, torch.Tensor], empty: EmptyPolicy
 ) -> pd.DataFrame:
-    """Return one row a slice and class; `empty` says which sides have no pixel of the class."""
+    """Return one row a slice and class; `empty` says which sides have no pixel of the class.
+
+    A slice of which every pixel is ignored has no scores.
+    """
     frames = []
     for case, slices in counts.items():
         scores, overlaps = dice(slices, empty).numpy(), iou(slices, empty).numpy()
         values = slices.numpy()
+        known = values.any(axis=(1, 2))
+        scores[~known] = overlaps[~known] = np.nan
         for index, name in list(enumerate(store.classes))[1:]:
             tp, fp, fn = values[:, index].T
             frames.append(
@@ -272,7 +274,7 @@ def slice_table(
                         "tp": tp,
                         "fp": fp,
                         "fn": fn,
-                        "empty": _empty_sides(tp, fp, fn),
+                        "empty": np.where(known, _empty_sides(tp, fp, fn), UNKNOWN),
                     }
                 )
             )

@@ -97,7 +97,8 @@ def write_panels(
         empty = np.zeros_like(truth)
         titles = ("image", "truth", "prediction")
         for axes, mask, title in zip(line, (empty, truth, predicted), titles, strict=True):
-            axes.imshow(np.asarray(draw_slice(image[number], mask, PIXELS)))
+            drawn = draw_slice(image[number], mask, PIXELS, store.ignore_label)
+            axes.imshow(np.asarray(drawn))
             axes.set_axis_off()
             axes.set_title(title, fontsize=8)
         score = float(scores.iloc[position])

@@ -27,7 +27,13 @@ from medseg_reg.losses.focal import focal_loss
 from medseg_reg.losses.labels import check_labels
 from medseg_reg.losses.mixed import MixedLoss
 from medseg_reg.losses.overlap import dice_loss, iou_loss, tversky_loss
-from medseg_reg.losses.similarity import ms_ssim_loss, ms_ssim_scales, ssim_loss, ssim_window
+from medseg_reg.losses.similarity import (
+    ms_ssim_loss,
+    ms_ssim_note,
+    ms_ssim_scales,
+    ssim_loss,
+    ssim_window,
+)
 
 __all__ = [
     "MixedLoss",
@@ -38,6 +44,7 @@ __all__ = [
     "focal_loss",
     "iou_loss",
     "ms_ssim_loss",
+    "ms_ssim_note",
     "ms_ssim_scales",
     "signed_distance",
     "ssim_loss",

@@ -57,6 +57,35 @@ def ms_ssim_scales(spatial: Sequence[int]) -> tuple[float, ...]:
     return tuple(weight / sum(SCALES[:count]) for weight in SCALES[:count])
 
 
+def ms_ssim_note(spatial: Sequence[int]) -> str:
+    """Return what is lost of MS-SSIM where images are too small for all scales, else nothing.
+
+    Args:
+        spatial: image size in pixels, one number per axis.
+
+    Example:
+        >>> ms_ssim_note((128, 160))
+        'ms_ssim takes 4 of 5 scales at 128 x 160: a scale needs 11 pixels, all need 176 per axis'
+        >>> ms_ssim_note((64, 16))
+        'ms_ssim is plain ssim at 64 x 16: two scales need 22 pixels per axis, all five 176'
+        >>> ms_ssim_note((176, 512))
+        ''
+    """
+    count, size = len(ms_ssim_scales(spatial)), " x ".join(map(str, spatial))
+    needed = SSIM_WINDOW << (len(SCALES) - 1)
+    if count == len(SCALES):
+        return ""
+    if count == 1:
+        return (
+            f"ms_ssim is plain ssim at {size}: two scales need {2 * SSIM_WINDOW} pixels per axis, "
+            f"all five {needed}"
+        )
+    return (
+        f"ms_ssim takes {count} of {len(SCALES)} scales at {size}: a scale needs {SSIM_WINDOW} "
+        f"pixels, all need {needed} per axis"
+    )
+
+
 def ssim_loss(maps: Tensor, masks: Tensor, counted: Tensor | None = None) -> Tensor:
     r"""Return 1 - SSIM of each class (MONAI), the mean over all windows of the batch.
 

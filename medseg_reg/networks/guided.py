@@ -54,21 +54,32 @@ class ClassPresence(nn.Module):
         return found.flatten(1)
 
 
-def presence_loss(presence: Tensor, target: Tensor) -> Tensor:
+def presence_loss(presence: Tensor, target: Tensor, ignore: int | None = None) -> Tensor:
     """Return the binary cross-entropy of presence logits against the labels of the slices.
 
     Args:
         presence: (B, K), one for each foreground class.
         target: labels (B, *spatial), 0 to K.
+        ignore: a label besides. A class that is seen nowhere in a slice may be where it is, so
+            such pairs of slice and class do not count; if none is left, the loss is 0.
 
     >>> labels = torch.tensor([[[0, 2], [0, 0]]])
     >>> round(presence_loss(torch.tensor([[-20.0, 20.0]]), labels).item(), 4)
     0.0
+    >>> labels[0, 1, 1] = 255
+    >>> presence_loss(torch.tensor([[20.0, 20.0]]), labels, ignore=255).item() < 1e-6
+    True
     """
     classes = torch.arange(1, presence.shape[1] + 1, device=target.device)
     shown = (target.flatten(1)[:, :, None] == classes).any(dim=1)
     with torch.autocast(presence.device.type, enabled=False):
-        return functional.binary_cross_entropy_with_logits(presence.float(), shown.float())
+        if ignore is None:
+            return functional.binary_cross_entropy_with_logits(presence.float(), shown.float())
+        known = shown | ~(target == ignore).flatten(1).any(dim=1, keepdim=True)
+        total = functional.binary_cross_entropy_with_logits(
+            presence.float(), shown.float(), known.float(), reduction="sum"
+        )
+        return total / known.sum().clamp_min(1)
 
 
 def guide(logits: Tensor, presence: Tensor) -> Tensor:

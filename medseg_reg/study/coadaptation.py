@@ -219,11 +219,11 @@ class _Subject:
 
     def mean_dice(self, part: str) -> float:
         """Return the mean over patients of volume DICE."""
-        classes = len(self.store.classes)
-        counts = {
-            case: count_slices(self.labels(case), self.store.mask(case), classes).sum(dim=0)
-            for case in self.cases(part)
-        }
+        classes, ignored = len(self.store.classes), self.store.ignore_label
+        counts = {}
+        for case in self.cases(part):
+            truth = self.store.mask(case)
+            counts[case] = count_slices(self.labels(case), truth, classes, ignored).sum(dim=0)
         return float(self.group_dice(counts).mean())
 
     def group_dice(self, counts: dict[str, Tensor]) -> Any:
@@ -255,7 +255,7 @@ class _Subject:
             )
             labels = found.argmax(dim=1).to(torch.uint8).cpu().numpy()
             repeated = np.broadcast_to(truth[number], labels.shape)
-            total += count_slices(labels, repeated, classes)
+            total += count_slices(labels, repeated, classes, self.store.ignore_label)
         return total
 
 

@@ -183,8 +183,43 @@ class TestLabels:
             to_classes(np.array([values], np.int16), Path("m"), 2)
 
     @pytest.mark.parametrize(
+        ("values", "options", "expected"),
+        [
+            ([0, 1, 255], {}, [0, 1, 255]),
+            ([0, 200, 255], {"label_values": (0, 200)}, [0, 1, 255]),
+            ([3, 250, 255], {"threshold": 127}, [0, 1, 255]),
+            ([255, 255, 255], {}, [255, 255, 255]),
+        ],
+    )
+    def test_an_ignored_value_stays_as_it_is(self, values, options, expected):
+        masks = np.array([values], np.uint8)
+        found = to_classes(masks, Path("m"), 2, ignored=255, **options)
+        assert found.tolist() == [expected]
+        assert found.dtype == np.uint8
+        with pytest.raises(
+            MedsegError, match="holds 9; expected only .* and 255, which is ignored"
+        ):
+            to_classes(np.array([[0, 9, 255]]), Path("m"), 2, ignored=255)
+
+    def test_a_store_keeps_ignored_pixels(self, tmp_path, convert):
+        mask = MASK.copy()
+        mask[6:] = 255
+        put(tmp_path / "in/images/a.png", GRAY)
+        put(tmp_path / "in/masks/a.png", mask)
+        with pytest.raises(MedsegError, match="the mask holds 255; expected only 0 and 1"):
+            convert()
+        store = convert("--ignore-label", "255")
+        assert store.ignore_label == 255
+        assert np.array_equal(store.mask("a")[0], mask)
+        assert store.row("a").foreground == (MASK.sum(),)
+        assert verify(store) == []
+
+    @pytest.mark.parametrize(
         ("options", "message"),
         [
+            (["--ignore-label", "1"], "--ignore-label 1 is the class 'foreground'"),
+            (["--ignore-label", "256"], "--ignore-label 256: expected a value from 2 to 255"),
+            (["--ignore-label", "9", "--label-values", "0", "9"], "the gray value of the class"),
             (["--classes", "background"], "--classes: 1 given"),
             (["--label-values", "0", "1", "2"], "--label-values: .* each class"),
             (["--label-values", "7", "7"], "of its own"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -67,6 +68,32 @@ def test_labels_that_do_not_fit_the_classes_are_refused(source, tmp_path, labels
             ]
         )
     assert not (tmp_path / "s").exists()
+
+
+def test_an_ignored_label_is_kept_beside_the_chosen_ones(source, tmp_path):
+    out = tmp_path / "store"
+    common = ["--source", str(source), "--workers", "1", "--classes", "pancreas", "--labels", "7"]
+    main([*common, "--out", str(out), "--ignore-label", "100"])
+    store = SliceStore(out)
+    assert (store.classes, store.ignore_label) == (("background", "pancreas"), 100)
+    assert store.manifest.settings["ignore_label"] == 100
+    label = np.asarray(nibabel.load(source / "labelsTr" / "a.nii.gz").dataobj)
+    mask = store.row("a").geometry.to_source(np.asarray(store.mask("a")))
+    assert (mask == np.where(label == 100, 100, label == 7)).all()
+    for value, message in (("7", "is also in --labels"), ("1", "is the class 'pancreas'")):
+        with pytest.raises(MedsegError, match=f"--ignore-label {value}.*{message}"):
+            main([*common, "--out", str(tmp_path / "other"), "--ignore-label", value])
+
+
+def test_the_ignored_label_of_an_nnunet_file_is_kept(source, tmp_path):
+    labels = {"background": 0, **{f"organ_{i}": i for i in range(1, 117)}, "ignore": 117}
+    about = {"channel_names": {"0": "CT"}, "labels": labels}
+    (source / "dataset.json").write_text(json.dumps(about))
+    main(["--source", str(source), "--out", str(tmp_path / "s"), "--workers", "1"])
+    store = SliceStore(tmp_path / "s")
+    assert len(store.classes) == store.ignore_label == 117
+    assert "ignore" not in store.classes
+    assert np.array(store.mask("a")).max() == 117
 
 
 def test_without_dataset_json_the_names_are_asked_for(source, tmp_path):

@@ -223,6 +223,23 @@ def test_the_presence_is_the_largest_of_the_pixels_of_the_deepest_map() -> None:
     assert torch.allclose(head(deepest[0]), expected, atol=1e-6)
 
 
+def test_a_class_that_ignored_pixels_may_show_does_not_count():
+    presence = torch.tensor([[0.3, -1.2], [2.0, 0.4]], requires_grad=True)
+    labels = torch.tensor([[[0, 1], [255, 0]], [[0, 0], [2, 0]]])
+    # The first slice shows class 1, and class 2 perhaps where it is ignored.
+    terms = [
+        torch.tensor(0.3).sigmoid(),
+        1 - torch.tensor(2.0).sigmoid(),
+        torch.tensor(0.4).sigmoid(),
+    ]
+    found = presence_loss(presence, labels, ignore=255)
+    torch.testing.assert_close(found, -torch.stack(terms).log().mean())
+    found.backward()
+    assert presence.grad[0, 1] == 0
+    unknown = torch.full_like(labels, 255)
+    assert presence_loss(presence, unknown, ignore=255) == 0
+
+
 def test_the_presence_is_trained_against_the_labels_of_the_slice() -> None:
     presence = torch.tensor([[0.3, -1.2], [2.0, 0.7]], requires_grad=True)
     labels = torch.tensor([[[0, 0], [2, 2]], [[0, 1], [1, 0]]], dtype=torch.uint8)

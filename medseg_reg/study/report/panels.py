@@ -131,6 +131,9 @@ def _views(
         number = int(np.argmax(store.row(case).foreground))
         images, truth = store.image(case), store.mask(case)[number]
         labels = predictor.labels_of_slice(images, number, case, truth)
+        if store.ignore_label is not None:
+            ignored = truth == store.ignore_label
+            truth, labels = np.where(ignored, 0, truth), np.where(ignored, 0, labels)
         seen = _Slice(np.asarray(images[number]), np.asarray(truth), number)
         errors = compare_labels(labels, seen.mask)
         seed = int(rows.loc[rows["run"] == name, "seed"].iloc[0])
