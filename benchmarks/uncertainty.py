@@ -14,7 +14,7 @@ entropy of the mean over the draws, and their mutual information. For each:
 
 Intervals are 95 % by the bootstrap over patients or videos, because pixels of one are not
 independent. The table is printed and the figure written; the numbers also stand in a JSON file
-beside it.
+beside it, with the configuration, the cases and the hashes of split and weights of the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError, run_main
-from medseg_reg.files import replacing, write_json
+from medseg_reg.files import replacing, sha256_of, write_json
 from medseg_reg.inference.ensemble import Ensemble, Way, load_runs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -123,13 +123,16 @@ def gather(run: RunDirectory, part: str, draws: int, seed: int) -> dict[str, Any
     found: dict[str, Any] = {kind: {name: {} for name in MEASURES} for kind in (*edges, "slices")}
     for case in tqdm(getattr(splits, part), unit="case"):
         group, truth = store.row(case).group, store.mask(case)
-        for measures, wrong in _predicted(sampled, single, store.image(case), case, truth):
+        known = truth != (-1 if store.ignore_label is None else store.ignore_label)
+        for start, measures, wrong in _predicted(sampled, single, store.image(case), case, truth):
+            here = known[start : start + len(wrong)]
+            full = here.any(axis=(1, 2))
             for name, values in measures.items():
                 for kind, at in edges.items():
-                    new = _count(np.searchsorted(at, values), wrong, len(at) + 1)
+                    new = _count(np.searchsorted(at, values[here]), wrong[here], len(at) + 1)
                     found[kind][name][group] = found[kind][name].get(group, 0) + new
-                means = np.stack([values.mean(axis=(1, 2)), wrong.mean(axis=(1, 2))], axis=1)
-                found["slices"][name].setdefault(group, []).append(means)
+                means = [x[full].mean(axis=(1, 2), where=here[full]) for x in (values, wrong)]
+                found["slices"][name].setdefault(group, []).append(np.stack(means, axis=1))
     for groups in found["slices"].values():
         groups.update({group: np.concatenate(parts) for group, parts in groups.items()})
     return found
@@ -141,7 +144,7 @@ def _count(index: Array, wrong: Array, bins: int) -> Array:
 
 
 def _predicted(sampled: Ensemble, single: Ensemble, images: Array, case: str, truth: Array) -> Any:
-    """Yield the measures of some slices, and which of their pixels are wrong."""
+    """Yield a first slice, the measures from there on, and which of the pixels are wrong."""
     parts = zip(
         sampled.parts(images, case, ("entropy", "mutual_information")),
         single.parts(images, case, ("entropy",)),
@@ -151,7 +154,7 @@ def _predicted(sampled: Ensemble, single: Ensemble, images: Array, case: str, tr
         wrong = many.labels != truth[many.start : many.start + len(many.labels)]
         # What a crop cut off has no value: the network says nothing of it.
         found = {"single": one.maps["entropy"], **many.maps}
-        yield {name: np.nan_to_num(values) for name, values in found.items()}, wrong
+        yield many.start, {name: np.nan_to_num(values) for name, values in found.items()}, wrong
 
 
 def summarise(gathered: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -257,8 +260,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, one in summary.items()
     }
     about = {"part": options.part, "draws": options.draws, "seed": options.seed}
+    about |= made_of(RunDirectory(options.run), options.part)
     write_json(options.out.with_suffix(".json"), _without_nan({**about, "measures": plain}))
     print(f"figure: {options.out}")
+
+
+def made_of(run: RunDirectory, part: str) -> dict[str, Any]:
+    """Return what a run is, so that anyone can train and measure it again."""
+    config = run.config()
+    _, splits = run.data(config.data.store)
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": run.data_facts().name,
+        "splits_hash": splits.hash,
+        "cases": list(getattr(splits, part)),
+        "weights_sha256": sha256_of(run.weights),
+    }
 
 
 def _without_nan(content: Any) -> Any:

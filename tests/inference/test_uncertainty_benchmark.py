@@ -12,9 +12,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from medseg_reg.config import Config
 from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.run_directory import RunDirectory
+from medseg_reg.files import read_json, sha256_of
 from tests.inference.made_runs import NOISY, make_run
 from tests.scripts import load_script
 from tests.stores import make_store
@@ -101,3 +103,25 @@ def test_a_run_is_measured(bench, run, tmp_path, capsys, monkeypatch):
     assert sum(entropy["share_of_pixels"]) == pytest.approx(1)
     low, high = entropy["area_interval"]
     assert low <= entropy["area"] <= high
+    # What is needed to train and measure it again.
+    config = RunDirectory(run).config()
+    assert Config.model_validate(numbers["config"]) == config
+    splits = read_json(run / "splits.json")
+    assert (numbers["splits_hash"], numbers["cases"]) == (splits["hash"], splits["test"])
+    assert numbers["weights_sha256"] == sha256_of(run / "weights.safetensors")
+
+
+def test_ignored_pixels_are_neither_right_nor_wrong(bench, tmp_path):
+    store = make_store(tmp_path / "store", cases=6, slices=3, size=(24, 32), ignore_label=255)
+    path = make_run(tmp_path / "run", store, data__ignore_label=255, **NOISY)
+    splits = make_splits(store, RunDirectory(path).config().data.split)
+    splits.write(path / "splits.json")
+    found = bench.gather(RunDirectory(path), "test", draws=2, seed=0)
+    truth = {case: np.array(store.mask(case)) for case in splits.test}
+    for name in ("single", "entropy"):
+        for case in splits.test:
+            known = truth[case] != 255
+            for kind in ("counts", "bins"):
+                assert found[kind][name][case].sum() == known.sum()
+            shares, wrong = found["slices"][name][case], found["counts"][name][case][:, 1].sum()
+            assert (shares[:, 1] * known.sum(axis=(1, 2))).sum() == pytest.approx(wrong)

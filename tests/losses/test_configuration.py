@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from medseg_reg.config import parse_config
+from medseg_reg.config import load_config, parse_config
 from medseg_reg.config_regularization import TERMS, ErrorSpec
 from medseg_reg.engine.fit import _loss
 from medseg_reg.errors import MedsegError
@@ -83,17 +85,32 @@ def test_weights_are_counted_against_the_classes(key):
         _loss(config({"dice": 1, key: [1, 1]}), 3)
 
 
-def test_the_hybrid_loss_of_unet3plus_trains(tmp_path):
+def test_the_hybrid_loss_of_unet3plus_trains(tmp_path, capsys):
     store = make_store(tmp_path / "store", cases=6, slices=2, size=48)
     content = tiny_config(store.path, tmp_path / "run", training__epochs=1)
     content["network"] = {
         "name": "unet3plus", "channels": [4, 8], "cat_channels": 4, "deep_supervision": True,
+        "classification_guided": True,
     }  # fmt: skip
     content["regularization"] = {
         "error": {"ce": 0, "focal": 1, "ms_ssim": 1, "iou": 1, "boundary": 0.01}
     }
     train_main(["--config", str(write_config(tmp_path / "c.yaml", content))])
     assert (tmp_path / "run" / "summary.json").exists()
+    assert "ms_ssim takes 3 of 5 scales at 48 x 48" in capsys.readouterr().out
+
+
+def test_the_ready_hybrid_loss_differs_in_nothing_but_the_loss():
+    folder = Path(__file__).parents[2] / "configs"
+    names = ("bagls_small_unet3plus", "bagls_small_unet3plus_hybrid")
+    plain, hybrid = (load_config(folder / f"{name}.yaml") for name in names)
+    error = hybrid.regularization.error
+    assert (error.focal, error.ms_ssim, error.iou, error.supervision) == (1, 1, 1, "equal")
+    assert error.ce == error.dice == error.ssim == 0
+    assert hybrid.network.deep_supervision
+    assert hybrid.network.classification_guided
+    for key in ("data", "network", "optimizer", "schedule", "training"):
+        assert getattr(plain, key) == getattr(hybrid, key), key
 
 
 def test_weights_of_outputs_that_a_network_does_not_have_are_refused():
