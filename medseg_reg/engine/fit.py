@@ -73,8 +73,6 @@ def fit(config: Config) -> RunDirectory:
     example = data.train[0]["image"][None]
     check_input_size(network, facts.channels, tuple(example.shape[2:]), config.data.batch_size)
     loss = _loss(config, len(facts.classes))
-    if "ms_ssim" in loss.weights and (note := ms_ssim_note(example.shape[2:])):
-        print(f"note: regularization.error.ms_ssim: {note}")
     accelerator = choose_accelerator(config.training.accelerator)
     choose_precision(config.training.precision, accelerator)
     require_compilable(config.training.compile, accelerator)
@@ -103,8 +101,7 @@ def fit(config: Config) -> RunDirectory:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
     try:
-        ignored = config.data.ignore_label
-        control = RegularizationControl(network, entries, config.seed, ignored)
+        control = RegularizationControl(network, entries, config.seed, config.data.ignore_label)
         _train(run, config, module, data, control)
     except Interrupted:
         raise
@@ -153,6 +150,9 @@ def _train(
                 tuned = config.training.compile == "max-autotune"
                 time_needed = "some minutes" if tuned else "up to a minute"
                 print(f"note: training.compile: the first step compiles, for {time_needed}")
+            size = data.train[0]["image"].shape[1:]
+            if "ms_ssim" in module.loss.weights and (note := ms_ssim_note(size)):
+                print(f"note: regularization.error.ms_ssim: {note}")
             run.write_environment(
                 precision=str(trainer.precision),
                 memory_format=str(module.memory_format).removeprefix("torch."),

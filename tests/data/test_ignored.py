@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
+from torch import nn
 
 from medseg_reg.config import parse_config
 from medseg_reg.data.augment import Augmentation
@@ -16,7 +18,9 @@ from medseg_reg.data.overview import IGNORED, draw_slice
 from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.data.store import SliceStore
 from medseg_reg.data.verify import verify
+from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.errors import MedsegError
+from medseg_reg.regularizers import NSDropout, PatchDropout
 from tests.stores import describe, make_store
 from tests.training import tiny_config
 
@@ -115,3 +119,15 @@ def test_their_outline_is_gray():
     drawn = np.asarray(draw_slice(np.zeros((32, 32), np.uint8), mask, 32, ignored=255))
     assert tuple(drawn[20, 20]) == IGNORED
     assert tuple(drawn[4, 4]) not in (IGNORED, (0, 0, 0))
+
+
+def test_ignored_pixels_are_no_foreground_to_a_layer_that_asks_for_it():
+    asks, learns = PatchDropout(protect_foreground=True), NSDropout(classes=2)
+    network = nn.Sequential(asks, learns)
+    control = RegularizationControl(network, [], 0, ignored=255)
+    labels = torch.tensor([[[0, 1], [255, 0]]], dtype=torch.uint8)
+    control._give_labels(labels)
+    assert asks.labels.tolist() == [[[0, 1], [0, 0]]]
+    assert torch.equal(learns.labels, labels)
+    control._give_labels(None)
+    assert asks.labels is learns.labels is None

@@ -27,7 +27,6 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.regularizers.focused_dropout import FocusedDropout
 from medseg_reg.regularizers.nsdropout import NSDropout
-from medseg_reg.regularizers.patch_dropout import PatchDropout
 from medseg_reg.regularizers.protocols import LabelReader, StepTaker
 from tests.engine.probe import Probe, register_probe
 from tests.stores import make_store
@@ -261,18 +260,6 @@ def test_a_layer_gets_the_labels_of_each_batch_and_no_others(train, store, monke
     assert torch.equal(recorded, torch.cat([masks, masks]))
     assert {kind for kind, _ in probe.seen} == {"train", "record"}
     assert (probe.labels, probe.recording, probe.validation_sums) == (None, False, None)
-
-
-def test_ignored_pixels_are_no_foreground_to_a_layer_that_asks_for_it():
-    asks, learns = PatchDropout(protect_foreground=True), NSDropout(classes=2)
-    network = nn.Sequential(asks, learns)
-    control = RegularizationControl(network, [], 0, ignored=255)
-    labels = torch.tensor([[[0, 1], [255, 0]]], dtype=torch.uint8)
-    control._give_labels(labels)
-    assert asks.labels.tolist() == [[[0, 1], [0, 0]]]
-    assert torch.equal(learns.labels, labels)
-    control._give_labels(None)
-    assert asks.labels is learns.labels is None
 
 
 def test_a_layer_for_another_number_of_classes_is_refused(train):
