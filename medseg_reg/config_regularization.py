@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -98,13 +98,26 @@ def _as_ramp(value: Any) -> Any:
     return ({} if value else None) if isinstance(value, bool) else value
 
 
+def _defaults(owner: Callable[..., Any]) -> dict[str, Any]:
+    """Return the parameters of a class that have defaults, as a configuration would hold them."""
+    found = {
+        key: one.default
+        for key, one in inspect.signature(owner).parameters.items()
+        if one.default is not one.empty
+    }
+    return {key: list(one) if isinstance(one, tuple) else one for key, one in found.items()}
+
+
 class LayerSpec(BaseModel):
     """One regularizer layer: its name, its places, its own parameters (`p` first) beside them.
 
-    Where no places are given, they are the `default_places` of the layer's class.
+    Where no places are given, they are the `default_places` of the layer's class. Parameters that
+    are left out stand there with the defaults of the class, so that a layer written short and the
+    same layer written out are equal.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    # Infinite parameters stay numbers where a layer is written by itself too.
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
 
     name: str
     places: Annotated[
@@ -123,12 +136,19 @@ class LayerSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _places_of_the_class(cls, data: Any) -> Any:
+    def _defaults_of_the_class(cls, data: Any) -> Any:
         # An unknown name is left to `_can_be_built`, which says what is wrong with it.
-        known = isinstance(data, dict) and data.get("name") in regularizer_names()
-        if known and "places" not in data:
-            data = {**data, "places": regularizer_class(data["name"]).default_places}
-        return data
+        if not isinstance(data, dict) or data.get("name") not in regularizer_names():
+            return data
+        owner = regularizer_class(data["name"])
+        defaults = _defaults(owner)
+        # k: 2 and the default 2.0 are one number, also to who compares what is written.
+        floats = {
+            key: float(value)
+            for key, value in data.items()
+            if type(value) is int and isinstance(defaults.get(key), float)
+        }
+        return {"places": owner.default_places, **defaults, **data, **floats}
 
     @model_validator(mode="after")
     def _can_be_built(self) -> LayerSpec:

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from medseg_reg.config import Config, parse_config
+from medseg_reg.config_file import write_yaml
 from medseg_reg.config_regularization import DepthRampSpec, LayerSpec, RateScheduleSpec
 from medseg_reg.errors import MedsegError
-from medseg_reg.regularizers import regularizer_class, regularizer_names
+from medseg_reg.regularizers import build, regularizer_class, regularizer_names
 from tests.test_config import content, load, refusal
 
 
@@ -127,6 +128,25 @@ def test_a_misspelt_key_of_any_layer_is_not_taken_for_a_parameter(wrong: str, ri
         MedsegError, match=f"parameter of dropout '{wrong}'; did you mean '{right}'"
     ):
         layers(f", {wrong}: linear")
+
+
+@pytest.mark.parametrize("name", regularizer_names())
+def test_a_layer_written_short_has_the_defaults_of_its_class(name: str) -> None:
+    short = LayerSpec(name=name)
+    assert repr(build(name, **short.parameters)) == repr(build(name))
+    signature = inspect.signature(regularizer_class(name)).parameters
+    assert list(short.parameters) == list(signature)
+    # Read back from what is written, and written out, it is the same layer.
+    written = parse_config(
+        yaml.safe_load(write_yaml(content(regularization={"architecture": [short.model_dump()]}))),
+        "again",
+    )
+    assert written.regularization.architecture == (short,)
+
+
+def test_a_whole_number_is_the_number_that_it_is_a_default_of() -> None:
+    written = LayerSpec(name="heuristic_dropout", k=2, bins=10)
+    assert repr(written) == repr(LayerSpec(name="heuristic_dropout"))
 
 
 def test_no_layer_has_a_parameter_that_the_configuration_keeps_for_itself() -> None:

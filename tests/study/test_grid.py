@@ -68,6 +68,13 @@ def test_equal_rates_reach_every_layer_of_every_method(tmp_path):
     assert cells["blobs/unet/smoothing/seed0"].regularization.error.label_smoothing == 0.1
 
 
+def test_an_infinite_parameter_of_a_layer_reaches_the_run(tmp_path):
+    layer = {"name": "corrdrop_channel", "temperature": float("inf")}
+    study = study_of(tmp_path / "store", tmp_path, methods={"none": [], "far": [layer]})
+    (found,) = by_path(study)["blobs/unet/far/seed0"].regularization.architecture
+    assert found.parameters["temperature"] == float("inf")
+
+
 def test_folds_and_splits_give_each_seed_all_parts(tmp_path):
     folds = by_path(study_of(tmp_path / "store", tmp_path, folds=3))
     assert len(folds) == 3 * 4

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import matplotlib
 import pandas as pd
 import pytest
+import yaml
 from matplotlib import pyplot
 
 from medseg_reg.study.grid import expand
 from medseg_reg.study.report.drawing import RC
 from medseg_reg.study.report.figures import mark_numbers, sweep
-from medseg_reg.study.report.sweeps import Sweep
+from medseg_reg.study.report.sweeps import Sweep, find_sweeps
 from medseg_reg.study.spec import load_study
+from tests.study.studies import study_of
 
 OF_THE_PAPER = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10]
 
@@ -84,6 +86,27 @@ def test_the_caption_says_so():
 
     assert "DICE over k (logarithmic axis), with" in drawn([0.1, 1, 10]).caption
     assert "DICE over k, with" in drawn([1, 2, 3]).caption
+
+
+@pytest.mark.parametrize(
+    ("layers", "key"),
+    [
+        ([{"k": 1}, {}, {"k": 4}], "architecture.0.k"),
+        ([{"p": 0.2, "k": 2}, {}, {"p": 0.3}], "architecture.0.p"),
+    ],
+)
+def test_a_method_with_a_default_is_part_of_the_sweep(tmp_path, layers, key):
+    methods = {f"m{n}": [{"name": "heuristic_dropout", **one}] for n, one in enumerate(layers)}
+    study = study_of(tmp_path / "store", tmp_path, methods={"none": [], **methods}, seeds=1)
+    cells = expand(study)
+    runs = pd.DataFrame([{**cell.spot._asdict(), "run": cell.path} for cell in cells])
+    configs = {cell.path: yaml.safe_load(cell.config.to_yaml()) for cell in cells}
+    source = SimpleNamespace(runs=runs, file=lambda run, name: configs[run])
+    (found,) = find_sweeps(source, ("blobs", "unet"))
+    assert found.key == key
+    assert set(found.values) == {"m0", "m1", "m2"}
+    (layer,) = yaml.safe_load(study.to_yaml())["methods"]["m1"]["architecture"]
+    assert found.values["m1"] == layer[key[-1]]
 
 
 def test_the_ready_study_goes_over_the_numbers_of_the_paper(monkeypatch):
