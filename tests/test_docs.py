@@ -15,7 +15,7 @@ import yaml
 from medseg_reg.config import Config, load_config
 from medseg_reg.regularizers import base
 from medseg_reg.study.grid import expand
-from medseg_reg.study.search import load_search
+from medseg_reg.study.search.spec import load_search
 from medseg_reg.study.spec import StudySpec, load_study
 from tests.scripts import load_script
 
@@ -157,7 +157,14 @@ def test_the_python_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "yaml")], ids=name)
-def test_the_examples_of_configurations_are_valid(page: Path) -> None:
+def test_the_examples_of_configurations_are_valid(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One names what a search writes.
+    method = tmp_path / "runs" / "searches" / "demo" / "method.yaml"
+    method.parent.mkdir(parents=True)
+    method.write_text("architecture: [{name: dropout}]\n")
+    monkeypatch.chdir(tmp_path)
     least = {"name": "x", "data": {"store": "s", "split": {"kind": "counts", "train": 1, "val": 1}}}
     for text in blocks(page, "yaml"):
         content = yaml.safe_load(text)

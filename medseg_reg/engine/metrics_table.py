@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,23 @@ class MetricsTable:
                 {key: float(value) for key, value in row.items() if value}
                 for row in csv.DictReader(file)
             ]
+
+
+def kept_epoch(rows: Sequence[dict[str, float]], select: str) -> dict[str, float]:
+    """Return the row of the epoch whose weights a finished run keeps.
+
+    Args:
+        rows: of the table, one an epoch.
+        select: `last`, or `best`: the first epoch with the highest `val_dice`, where one that is
+            not a number is below all.
+
+    >>> rows = [{"epoch": 1, "val_dice": 0.5}, {"epoch": 2, "val_dice": 0.7}, {"epoch": 3}]
+    >>> kept_epoch(rows, "best")["epoch"], kept_epoch(rows, "last")["epoch"]
+    (2, 3)
+    """
+    validated = [row for row in rows if "val_dice" in row]
+    if select == "last" or not validated:
+        return rows[-1]
+    return max(
+        validated, key=lambda row: -math.inf if math.isnan(row["val_dice"]) else row["val_dice"]
+    )

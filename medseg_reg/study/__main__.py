@@ -10,20 +10,23 @@ Exit codes: 0 done, 1 some runs have failed, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from medseg_reg.errors import Interrupted, MedsegError, run_main
 from medseg_reg.files import require_writable, write_text
-from medseg_reg.study.grid import Cell, expand, require_stores
+from medseg_reg.study.failures import Failure
+from medseg_reg.study.grid import Cell, Spot, expand, require_stores
+from medseg_reg.study.launch import (
+    add_arguments,
+    exit_where_failed,
+    make_phantoms,
+    make_pool,
+    tell,
+)
 from medseg_reg.study.lock import locked
-from medseg_reg.study.pool import LocalPool, Pool
 from medseg_reg.study.results import write_results
-from medseg_reg.study.runner import Failure, check_existing, is_finished, run_cells
+from medseg_reg.study.runner import check_existing, is_finished, run_cells
 from medseg_reg.study.spec import StudySpec, load_study
-
-EXIT_RUNS_FAILED = 1
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,13 +34,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m medseg_reg.study", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--config", type=Path, required=True, help="as in configs/studies/")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, and stop")
     parser.add_argument(
         "--only", choices=("results", "report"), help="run nothing; make this from what is there"
     )
-    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, such as `auto`")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    add_arguments(parser, "configs/studies/")
     parsed = parser.parse_intermixed_args(arguments)
     study = load_study(parsed.config, parsed.overrides)
     cells = expand(study)
@@ -47,12 +48,11 @@ def main(arguments: Sequence[str]) -> None:
         print(f"results {write_results(study, cells)}")
     elif parsed.only == "report":
         report(study)
-    elif failures := run(study, cells, parsed.ray):
-        print(f"{len(failures)} runs have failed: see {study.directory / 'failures.csv'}")
-        sys.exit(EXIT_RUNS_FAILED)
+    else:
+        exit_where_failed(run(study, cells, parsed.ray), study.directory)
 
 
-def run(study: StudySpec, cells: Sequence[Cell], ray: str | None = None) -> list[Failure]:
+def run(study: StudySpec, cells: Sequence[Cell[Spot]], ray: str | None = None) -> list[Failure]:
     """Run what is not finished, and write the tables and the report; return what failed."""
     todo = [cell for cell in cells if not is_finished(cell, study)]
     require_stores(todo)
@@ -65,7 +65,7 @@ def run(study: StudySpec, cells: Sequence[Cell], ray: str | None = None) -> list
         write_text(study.directory / "study.yaml", study.to_yaml())
         print(f"study {study.directory}: {len(cells)} runs, {len(todo)} to do", flush=True)
         try:
-            failures = run_cells(study, cells, make_pool(study, ray, lock), _tell)
+            failures = run_cells(study, cells, make_pool(study, ray, lock), tell)
         except Interrupted:
             write_results(study, cells)
             raise
@@ -79,26 +79,7 @@ def run(study: StudySpec, cells: Sequence[Cell], ray: str | None = None) -> list
     return failures
 
 
-def make_pool(study: StudySpec, ray: str | None, lock: int) -> Pool:
-    """Return where the runs of a study go: processes here, or a cluster."""
-    if ray is None:
-        return LocalPool(study.at_a_time, study.threads, study.gpus, lock)
-    from medseg_reg.study.ray_backend import RayPool
-
-    return RayPool(ray, study)
-
-
-def make_phantoms(cells: Sequence[Cell]) -> None:
-    """Generate the phantoms of the runs once, before several processes need them."""
-    configs = {cell.config.data.store: cell.config for cell in cells if cell.config.data.phantom}
-    if configs:
-        from medseg_reg.train import make_phantom
-
-        for config in configs.values():
-            make_phantom(config)
-
-
-def equal(study: StudySpec, cells: Sequence[Cell], rate: float) -> list[Cell]:
+def equal(study: StudySpec, cells: Sequence[Cell[Spot]], rate: float) -> list[Cell[Spot]]:
     """Return the runs with a `p` for each layer at which all drop the same share."""
     from medseg_reg.study.equal_rates import with_equal_rates  # seconds to import
 
@@ -112,15 +93,11 @@ def report(study: StudySpec) -> None:
     print(f"report {write_report(study.directory)}")
 
 
-def listed(study: StudySpec, cells: Sequence[Cell]) -> str:
+def listed(study: StudySpec, cells: Sequence[Cell[Spot]]) -> str:
     """Return the runs of a study, one a line, and whether they are finished."""
     lines = [f"{'done' if is_finished(c, study) else 'to do':6}{c.path}" for c in cells]
     done = sum(line.startswith("done") for line in lines)
     return "\n".join([*lines, f"{len(lines)} runs, {done} done, {study.at_a_time} at a time"])
-
-
-def _tell(line: str) -> None:
-    print(line, flush=True)
 
 
 def command() -> None:

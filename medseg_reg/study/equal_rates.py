@@ -25,14 +25,14 @@ from medseg_reg.engine.run_directory import DataFacts
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, write_json
 from medseg_reg.insertion import measure
-from medseg_reg.study.grid import Cell
+from medseg_reg.study.grid import Cell, Spot
 
 # Of the wanted rate; nearer is lost in the draws.
 TOLERANCE = 0.1
 SLICES, DRAWS, HALVINGS, LARGEST = 2, 128, 8, 0.99
 
 
-def with_equal_rates(cells: Sequence[Cell], rate: float, notes: Path) -> list[Cell]:
+def with_equal_rates(cells: Sequence[Cell[Spot]], rate: float, notes: Path) -> list[Cell[Spot]]:
     """Return the runs of a study with a `p` for each layer that really drops the same share.
 
     What was found is kept, so that a study that goes on has the same runs.
@@ -57,7 +57,7 @@ def with_equal_rates(cells: Sequence[Cell], rate: float, notes: Path) -> list[Ce
     return result
 
 
-def _with_rates(cell: Cell, rates: Sequence[float]) -> Cell:
+def _with_rates(cell: Cell[Spot], rates: Sequence[float]) -> Cell[Spot]:
     regularization = cell.config.regularization
     layers = zip(regularization.architecture, rates, strict=True)
     changed = tuple(layer.model_copy(update={"p": p}) for layer, p in layers)
@@ -70,7 +70,7 @@ def _with_rates(cell: Cell, rates: Sequence[float]) -> Cell:
     )
 
 
-def _matched(cell: Cell, rate: float) -> list[dict[str, Any]]:
+def _matched(cell: Cell[Spot], rate: float) -> list[dict[str, Any]]:
     """Return name, `p` and realised rate of each layer of a run."""
     layers = cell.config.regularization.architecture
     if not layers:

@@ -1,4 +1,4 @@
-"""failures.csv: the runs of a study that failed, and why."""
+"""failures.csv: the runs of a study or a search that failed, and why."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 import pandas as pd
 
 from medseg_reg.files import replacing
-from medseg_reg.study.grid import Cell, Spot
+from medseg_reg.study.grid import Spotted
 from medseg_reg.study.pool import ATTEMPT
 
-COLUMNS = (*Spot._fields, "exit_code", "error", "log")
-_KEYS = len(Spot._fields)
+COLUMNS = ("exit_code", "error", "log")
 
 
 @dataclass(frozen=True)
 class Failure:
     """A run that failed: how its process ended, and the last thing that it said."""
 
-    cell: Cell
+    spot: Spotted
     code: int
     error: str
     log: str
@@ -29,7 +28,7 @@ class Failure:
     @property
     def row(self) -> tuple[str, ...]:
         """What stands in the table."""
-        return (*_key(self.cell), str(self.code), self.error, self.log)
+        return (*_key(self.spot), str(self.code), self.error, self.log)
 
 
 class FailureTable:
@@ -40,40 +39,48 @@ class FailureTable:
 
     Args:
         path: of the file.
+        fields: what says where a run stands; the first columns.
         todo: the runs that are about to be tried; what the file says of others is out of date.
     """
 
-    def __init__(self, path: Path, todo: Iterable[Cell]) -> None:
-        self.path = path
-        wanted = {_key(cell) for cell in todo}
-        self._rows = {row[:_KEYS]: row for row in _read(path) if row[:_KEYS] in wanted}
+    def __init__(self, path: Path, fields: Iterable[str], todo: Iterable[Spotted]) -> None:
+        self.path, self.columns = path, (*fields, *COLUMNS)
+        wanted = {_key(spot) for spot in todo}
+        keys = len(self.columns) - len(COLUMNS)
+        rows = _read(path, self.columns)
+        self._rows = {row[:keys]: row for row in rows if row[:keys] in wanted}
         self._write()
 
-    def ended(self, cell: Cell, failure: Failure | None) -> None:
+    def ended(self, spot: Spotted, failure: Failure | None) -> None:
         """Note that a run has ended, and how if it failed."""
-        self._rows.pop(_key(cell), None)
+        self._rows.pop(_key(spot), None)
         if failure is not None:
-            self._rows[_key(cell)] = failure.row
+            self._rows[_key(spot)] = failure.row
         self._write()
 
     def _write(self) -> None:
         if not self._rows:
             self.path.unlink(missing_ok=True)
             return
-        rows = sorted(self._rows.values(), key=lambda row: (*row[:3], int(row[3]), row[4]))
+        rows = [self._rows[key] for key in sorted(self._rows, key=_order)]
         with replacing(self.path) as temporary:
-            pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False)
+            pd.DataFrame(rows, columns=self.columns).to_csv(temporary, index=False)
 
 
-def _key(cell: Cell) -> tuple[str, ...]:
-    return tuple(map(str, cell.spot))
+def _key(spot: Spotted) -> tuple[str, ...]:
+    return tuple(map(str, spot))
 
 
-def _read(path: Path) -> list[tuple[str, ...]]:
+def _order(key: tuple[str, ...]) -> list[tuple[int, int, str]]:
+    """Return what sorts texts by the alphabet, and numbers by their size."""
+    return [(0, int(one), "") if one.isdecimal() else (1, 0, one) for one in key]
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the rows of a table; none of one that is missing or damaged."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return list(table[list(COLUMNS)].itertuples(index=False, name=None))
+        return list(table[list(columns)].itertuples(index=False, name=None))
     except (OSError, ValueError, KeyError):
         return []
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from medseg_reg.config import Config, parse_config
 from medseg_reg.config_file import origins, read_yaml, with_overrides
@@ -17,6 +17,20 @@ from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.idle_keys import KEPT_OF_SPLIT
 from medseg_reg.study.spec import MethodSpec, StudySpec
+
+
+class Spotted(Protocol):
+    """Where a run stands among many: a named tuple, as `Spot`."""
+
+    @property
+    def path(self) -> str:
+        """Where the run lies below `runs/`, with slashes; its name too."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the columns that say so in a table."""
+
+
+SpotT = TypeVar("SpotT", bound=Spotted)
 
 
 class Spot(NamedTuple):
@@ -42,16 +56,16 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a study.
+class Cell(Generic[SpotT]):
+    """One run of a study, or of a search.
 
     Attributes:
-        spot: where it stands in the grid.
+        spot: where it stands in the grid of the study.
         config: the configuration of the run.
         overrides: what makes the run of the data set's file.
     """
 
-    spot: Spot
+    spot: SpotT
     config: Config
     overrides: tuple[str, ...] = ()
 
@@ -80,7 +94,7 @@ def spots(study: StudySpec) -> Iterator[Spot]:
         yield Spot(dataset, network, method, seed, part)
 
 
-def expand(study: StudySpec) -> list[Cell]:
+def expand(study: StudySpec) -> list[Cell[Spot]]:
     """Return all runs of a study, in the order of `spots`.
 
     Raises:
@@ -93,7 +107,7 @@ def expand(study: StudySpec) -> list[Cell]:
     return [_cell(study, spot, *files[spot.dataset]) for spot in spots(study)]
 
 
-def _cell(study: StudySpec, spot: Spot, content: Any, lines: Any) -> Cell:
+def _cell(study: StudySpec, spot: Spot, content: Any, lines: Any) -> Cell[Spot]:
     """Return the run at a spot, made of what the data set's file holds."""
     file = study.datasets[spot.dataset].config or Path(spot.dataset)
     try:
@@ -170,7 +184,7 @@ def flow(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def require_stores(cells: list[Cell]) -> None:
+def require_stores(cells: Iterable[Cell[Any]]) -> None:
     """Refuse to start where the data of a run are missing and are not made by the run itself."""
     seen = set()
     for cell in cells:

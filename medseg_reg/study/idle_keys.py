@@ -50,13 +50,18 @@ def require_no_idle_keys(study: StudySpec) -> None:
             raise ValueError(f"{place}: '{key}' would do nothing: {why}")
 
 
-def _is_below(key: str, group: str) -> bool:
+def is_below(key: str, group: str) -> bool:
+    """Whether a key is a group or lies in it.
+
+    >>> is_below("data.split.seed", "data.split"), is_below("database", "data")
+    (True, False)
+    """
     return key == group or key.startswith(f"{group}.")
 
 
 def _layers(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in given:
-        if _is_below(key, _ARCHITECTURE):
+        if is_below(key, _ARCHITECTURE):
             yield key, "the layers are those of each method. Write them in 'methods'"
 
 
@@ -70,7 +75,7 @@ def _budget(study: StudySpec, given: Mapping[str, Any]) -> Iterator[tuple[str, s
 def _networks(study: StudySpec, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, network in study.networks.items():
         for key in given:
-            if any(_is_below(key, f"network.{one}") for one in leaves(network)):
+            if any(is_below(key, f"network.{one}") for one in leaves(network)):
                 last = key.removeprefix("network.")
                 yield (
                     key,
@@ -80,7 +85,7 @@ def _networks(study: StudySpec, given: Mapping[str, Any]) -> Iterator[tuple[str,
 
 def _split(study: StudySpec, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in given:
-        if not _is_below(key, "data.split"):
+        if not is_below(key, "data.split"):
             continue
         last = key.removeprefix("data.split").removeprefix(".")
         if study.folds is not None and last not in KEPT_OF_SPLIT:

@@ -37,7 +37,9 @@ class Job:
 class Pool(Protocol):
     """Something that works off jobs: processes here, or machines of a cluster."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """How many jobs go on at a time; it may change."""
 
     def start(self, job: Job) -> None:
         """Begin a job; only where fewer than `size` run."""

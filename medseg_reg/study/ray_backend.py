@@ -1,8 +1,8 @@
-"""The runs of a study on a Ray cluster: `python -m medseg_reg.study --ray ADDRESS`.
+"""The runs of a study or a search on a Ray cluster, with `--ray ADDRESS`.
 
-All machines see the same study directory and the same data under the same paths, and have the
-same Python environment, as on a cluster with a shared file system. A run whose machine is lost is
-given to another, where it goes on from its last checkpoint.
+All machines see the same directory of the study and the same data under the same paths, and have
+the same Python environment, as on a cluster with a shared file system. A run whose machine is lost
+is given to another, where it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from medseg_reg.errors import EXIT_INTERRUPTED, MedsegError
 from medseg_reg.study import worker
 from medseg_reg.study.pool import ATTEMPT, Job
-from medseg_reg.study.spec import StudySpec
+from medseg_reg.study.spec import ManyRuns
 
 # How often a run whose machine was lost is given to another one.
 RETRIES = 20
@@ -32,24 +32,24 @@ class RayPool:
 
     Args:
         address: of the cluster, such as `auto` or `ray://host:10001`.
-        study: says how many threads, or which share of a GPU, a run needs.
+        runs: a study or a search; says how many threads, or which share of a GPU, a run needs.
 
     Raises:
         MedsegError: Ray is not installed, or there is no cluster at the address.
     """
 
-    def __init__(self, address: str, study: StudySpec) -> None:
+    def __init__(self, address: str, runs: ManyRuns) -> None:
         try:
             import ray
         except ImportError:
             raise MedsegError(
                 "--ray: Ray is not installed. Install it with `pip install 'medseg-reg[ray]'`."
             ) from None
-        self.ray, self.threads = ray, study.threads
-        own = worker.environment(study.threads, None, os.environ)
+        self.ray, self.threads = ray, runs.threads
+        own = worker.environment(runs.threads, None, os.environ)
         names = ("PYTHONPATH", "PYTHONUNBUFFERED", *worker.THREADS)
         self._variables = {name: own[name] for name in names}
-        self.gpu_share = 1 / study.runs_per_gpu if study.gpus else 0.0
+        self.gpu_share = 1 / runs.runs_per_gpu if runs.gpus else 0.0
         try:
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -58,10 +58,10 @@ class RayPool:
         # Sent as it is, so that Ray's own processes need not find this package.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         self._task = ray.remote(
-            num_cpus=study.threads, num_gpus=self.gpu_share, max_retries=RETRIES
+            num_cpus=runs.threads, num_gpus=self.gpu_share, max_retries=RETRIES
         )(run_command)
         # Seen by all machines, where a signal is not.
-        self._stop_file = study.directory.resolve() / f".stop-{uuid.uuid4().hex}"
+        self._stop_file = runs.directory.resolve() / f".stop-{uuid.uuid4().hex}"
         self._running: dict[Any, Job] = {}
 
     @property

@@ -17,7 +17,7 @@ import pandas as pd
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, replacing
 from medseg_reg.study import worker
-from medseg_reg.study.grid import Cell
+from medseg_reg.study.grid import Cell, Spot
 from medseg_reg.study.runner import is_finished
 from medseg_reg.study.spec import StudySpec
 
@@ -31,7 +31,7 @@ COADAPTATION_COLUMNS = (
 )
 
 
-def write_results(study: StudySpec, cells: Sequence[Cell]) -> Path:
+def write_results(study: StudySpec, cells: Sequence[Cell[Spot]]) -> Path:
     """Gather the scores of all finished runs in results.csv, and in coadaptation.csv."""
     done = [cell for cell in cells if is_finished(cell, study)]
     path = study.directory / "results.csv"
@@ -44,7 +44,7 @@ def write_results(study: StudySpec, cells: Sequence[Cell]) -> Path:
     return path
 
 
-def _scores(study: StudySpec, cell: Cell) -> pd.DataFrame:
+def _scores(study: StudySpec, cell: Cell[Spot]) -> pd.DataFrame:
     run = cell.config.run_path
     wide = _read(run / "evaluation" / "per_case.csv")
     found = [metric for metric in study.metrics if metric in wide]
@@ -52,7 +52,7 @@ def _scores(study: StudySpec, cell: Cell) -> pd.DataFrame:
     return _labelled(long, cell).assign(run=f"runs/{cell.path}")
 
 
-def _coadaptation(cell: Cell) -> pd.DataFrame:
+def _coadaptation(cell: Cell[Spot]) -> pd.DataFrame:
     return _labelled(_read(worker.coadaptation_files(cell.config.run_path)[0]), cell)
 
 
@@ -67,7 +67,7 @@ def _read(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def _labelled(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+def _labelled(table: pd.DataFrame, cell: Cell[Spot]) -> pd.DataFrame:
     split = read_json(cell.config.run_path / "splits.json")["hash"]
     return table.assign(**cell.spot._asdict(), split=split)
 

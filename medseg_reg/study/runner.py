@@ -14,13 +14,16 @@ from medseg_reg.engine.signals import StopRequest
 from medseg_reg.errors import EXIT_INTERRUPTED, Interrupted, MedsegError
 from medseg_reg.files import read_json, write_text
 from medseg_reg.study import worker
-from medseg_reg.study.failures import Failure, FailureTable, last_error
-from medseg_reg.study.grid import Cell
+from medseg_reg.study.failures import Failure
+from medseg_reg.study.grid import Cell, Spot, SpotT
 from medseg_reg.study.pool import Job, Pool
+from medseg_reg.study.progress import Journal
 from medseg_reg.study.spec import StudySpec
 
+_NONE_LEFT: Any = object()
 
-def is_finished(cell: Cell, study: StudySpec) -> bool:
+
+def is_finished(cell: Cell[Spot], study: StudySpec) -> bool:
     """Whether a run is trained, evaluated and, where that is asked for, tested."""
     run = cell.config.run_path
     if not ((run / "weights.safetensors").exists() and (run / "summary.json").exists()):
@@ -32,7 +35,7 @@ def is_finished(cell: Cell, study: StudySpec) -> bool:
     return table.exists() and done.exists() and read_json(done) == wanted
 
 
-def check_existing(cells: Iterable[Cell]) -> None:
+def check_existing(cells: Iterable[Cell[Any]]) -> None:
     """Refuse runs that are there already, but with other settings or on other data.
 
     Raises:
@@ -62,7 +65,7 @@ def _manifest_hash(store: Path) -> str | None:
 
 
 def run_cells(
-    study: StudySpec, cells: Sequence[Cell], pool: Pool, tell: Callable[[str], None] = print
+    study: StudySpec, cells: Sequence[Cell[Spot]], pool: Pool, tell: Callable[[str], None] = print
 ) -> list[Failure]:
     """Run the cells that are not finished; return those that failed.
 
@@ -77,65 +80,83 @@ def run_cells(
             checkpoints.
     """
     todo = [cell for cell in cells if not is_finished(cell, study)]
-    by_name = {cell.path: cell for cell in todo}
-    failures: list[Failure] = []
-    table = FailureTable(study.directory / "failures.csv", todo)
-    progress = _Progress(study, len(cells), todo, pool.size)
+    runs = {cell.spot: cell.config.run_path for cell in todo}
+    journal = Journal(
+        study.directory,
+        Spot._fields,
+        [cell.spot for cell in todo],
+        len(cells),
+        room=lambda: pool.size,
+        result=lambda spot: _score(runs[spot]),
+        kind=lambda spot: (spot.dataset, spot.network),
+        tell=tell,
+    )
+    return work_off((_job(study, cell) for cell in todo), pool, journal)
 
-    def end(job: Job, code: int, seconds: float) -> None:
-        cell, failure = by_name[job.name], None
-        if code != 0:
-            log = job.log.relative_to(study.directory).as_posix()
-            failure = Failure(cell, code, last_error(job.log, code), log)
-            failures.append(failure)
-        table.ended(cell, failure)
-        tell(progress.line(cell, failure, seconds))
 
+def work_off(jobs: Iterable[Job | None], pool: Pool, journal: Journal[SpotT]) -> list[Failure]:
+    """Work off jobs as `run_jobs` does, keep the journal of them, and return what failed.
+
+    Raises:
+        Interrupted: a signal asked to stop before all jobs were done; says how many are.
+    """
     try:
-        run_jobs((_job(study, cell) for cell in todo), pool, end)
+        run_jobs(jobs, pool, journal.ended)
     except Interrupted as stop:
-        left = progress.left
+        done = journal.total - len(journal.left)
         raise Interrupted(
-            f"{len(cells) - left} of {len(cells)} runs have ended. {stop} The same command goes on."
+            f"{done} of {journal.total} runs have ended. {stop} The same command goes on."
         ) from None
-    return failures
+    return journal.failures
 
 
-def _job(study: StudySpec, cell: Cell) -> Job:
-    """Write the configuration of a run, and return the job that runs it."""
-    config = study.directory / "configs" / f"{cell.path}.yaml"
-    write_text(config, cell.config.to_yaml(), durable=False)
+def _job(study: StudySpec, cell: Cell[Spot]) -> Job:
     asked = study.coadaptation
     settings = None if asked is None else asked.model_dump(mode="json")
-    log = study.directory / "logs" / f"{cell.path}.log"
-    return Job(cell.path, tuple(worker.command(config, coadaptation=settings)), log)
+    return job_of(study.directory, cell, coadaptation=settings)
 
 
-def run_jobs(jobs: Iterable[Job], pool: Pool, end: Callable[[Job, int, float], None]) -> bool:
+def job_of(directory: Path, cell: Cell[Any], **settings: Any) -> Job:
+    """Write the configuration of a run, and return the job that runs it; see `worker.command`."""
+    config = directory / "configs" / f"{cell.path}.yaml"
+    write_text(config, cell.config.to_yaml(), durable=False)
+    log = directory / "logs" / f"{cell.path}.log"
+    return Job(cell.path, tuple(worker.command(config, **settings)), log)
+
+
+def run_jobs(
+    jobs: Iterable[Job | None], pool: Pool, end: Callable[[Job, int, float], None]
+) -> None:
     """Work off jobs; `end` is called with each that has ended, its exit code and its seconds.
 
     Jobs that end because they were asked to stop are not passed to `end`.
 
-    Returns:
-        Whether a signal asked to stop, too late to stop any of them.
+    Args:
+        jobs: a None among them says that the next is known only when another has ended.
+        pool: where they run.
+        end: called with each that has ended.
 
     Raises:
         Interrupted: a signal asked to stop before all jobs were done. None is at work any more.
     """
-    waiting, began = iter(jobs), {}
-    following = next(waiting, None)
+    waiting, began = iter(jobs), dict[str, float]()
+    following = next(waiting, _NONE_LEFT)
     stopping = stopped = False
     with StopRequest() as stop:
         try:
-            while began or (following is not None and not stop.requested):
-                while following is not None and len(began) < pool.size and not stop.requested:
+            while began or (following is not _NONE_LEFT and not stop.requested):
+                while len(began) < pool.size and not stop.requested:
+                    if following is None:
+                        following = next(waiting, _NONE_LEFT)
+                    if following is None or following is _NONE_LEFT:
+                        break
                     pool.start(following)
                     began[following.name] = time.monotonic()
-                    following = next(waiting, None)
+                    following = next(waiting, _NONE_LEFT)
                 if stop.requested and not stopping:
                     stopping = True
                     pool.stop()
-                for job, code in pool.ended():
+                for job, code in pool.ended() if began else ():
                     seconds = time.monotonic() - began.pop(job.name)
                     if stop.requested and code in (EXIT_INTERRUPTED, -signal.SIGTERM):
                         stopped = True
@@ -146,41 +167,8 @@ def run_jobs(jobs: Iterable[Job], pool: Pool, end: Callable[[Job, int, float], N
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("Those at work were stopped at once.") from None
             raise
-    if stopped or following is not None:
+    if stopped or following is not _NONE_LEFT:
         raise Interrupted("Those at work have stopped after a checkpoint.")
-    return stop.requested
-
-
-class _Progress:
-    """Says how far a study is; the time left is that of like runs before."""
-
-    def __init__(self, study: StudySpec, total: int, todo: Sequence[Cell], at_a_time: int) -> None:
-        self.total, self.at_a_time = total, at_a_time
-        self._todo = {cell.path: (cell.spot.dataset, cell.spot.network) for cell in todo}
-        self._seconds: dict[tuple[str, str], list[float]] = {}
-
-    @property
-    def left(self) -> int:
-        """How many runs have not ended."""
-        return len(self._todo)
-
-    def line(self, cell: Cell, failure: Failure | None, seconds: float) -> str:
-        """Return what is said when a run has ended."""
-        kind = self._todo.pop(cell.path)
-        if failure is None:
-            self._seconds.setdefault(kind, []).append(seconds)
-        what = _score(cell.config.run_path) if failure is None else f"FAILED: {failure.error}"
-        done = self.total - self.left
-        line = f"[{done}/{self.total}] {cell.title}: {what}, {duration(seconds)}"
-        return f"{line}; about {duration(rest)} left" if (rest := self._rest()) else line
-
-    def _rest(self) -> float:
-        known = [value for values in self._seconds.values() for value in values]
-        if not known or not self._todo:
-            return 0.0
-        mean = sum(known) / len(known)
-        each = {kind: sum(v) / len(v) for kind, v in self._seconds.items()}
-        return sum(each.get(kind, mean) for kind in self._todo.values()) / self.at_a_time
 
 
 def _score(run: Path) -> str:
@@ -189,15 +177,3 @@ def _score(run: Path) -> str:
     except (MedsegError, KeyError, TypeError, json.JSONDecodeError):
         return "done"
     return "done, no DICE" if mean is None else f"DICE {mean:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people.
-
-    >>> duration(42.4), duration(61), duration(8000)
-    ('42 s', '1 min', '2 h 13 min')
-    """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

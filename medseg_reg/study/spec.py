@@ -45,6 +45,12 @@ def _as_dataset(value: Any) -> Any:
 
 
 def _as_method(value: Any) -> Any:
+    """Return what a list of layers, or the name of a file with a method, stands for."""
+    if isinstance(value, str):
+        try:
+            value = read_yaml(Path(value))[0]
+        except MedsegError as error:
+            raise ValueError(str(error)) from None
     return {"architecture": value} if isinstance(value, list) else value
 
 
@@ -87,6 +93,9 @@ class DatasetSpec(Closed):
 
 class MethodSpec(Closed):
     """A method: the regularizer layers, and what else it changes in the regularization.
+
+    In the file of a study it may be a list of layers alone, or the name of a file, such as the
+    `method.yaml` of a search, that holds one or the other.
 
     Attributes:
         architecture: as `regularization.architecture` of a run, instead of that of the data set.

@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> StudySpec:
 
 
 def run(study: StudySpec, pool: MadePool) -> list[str]:
-    return [one.cell.path for one in run_cells(study, expand(study), pool, lambda _: None)]
+    return [one.spot.path for one in run_cells(study, expand(study), pool, lambda _: None)]
 
 
 def failed(study: StudySpec) -> pd.DataFrame:

@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(straight, store, 
     study = study_of(store, tmp_path, methods=methods)
     lines: list[str] = []
     failures = run(study, ForkPool(), lines)
-    assert {failure.cell.spot.method for failure in failures} == {"wrong"}
+    assert {failure.spot.method for failure in failures} == {"wrong"}
     table = pd.read_csv(study.directory / "failures.csv")
     assert table["seed"].tolist() == [0, 1]
     assert table["error"].str.contains("encoder.7").all()

@@ -1,0 +1,10 @@
+"""Search for rates and other parameters on the validation part alone.
+
+| what                                            | file       |
+|-------------------------------------------------|------------|
+| the file of a search, and what may be searched  | spec.py    |
+| trials, their runs and their scores             | trials.py  |
+| the draws of Optuna                             | draws.py   |
+| the files with what was found                   | found.py   |
+| the command                                     | __main__.py |
+"""
