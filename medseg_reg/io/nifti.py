@@ -22,6 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_VOLUME_BYTES = 1 << 34
 HEADER_BYTES = 1 << 12
+PACKED_HEADER_BYTES = 1 << 16
 UNSCALED = (1.0, 0.0)
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _BAD_HEADER = (
@@ -89,8 +90,11 @@ def open_nifti(path: Path, *, channels: bool = False) -> NiftiVolume:
 
 def _stored(path: Path | str, content: bytes | mmap.mmap, channels: bool) -> NiftiVolume:
     """Return a volume as it is stored, and its scaling."""
-    packed = content[:] if content[:2] == GZIP_MAGIC else None
-    start = content[:HEADER_BYTES] if packed is None else _inflate(path, packed, HEADER_BYTES)[0]
+    packed = content if content[:2] == GZIP_MAGIC else None
+    start = content[:HEADER_BYTES]
+    if packed is not None:
+        # Of a piece of the file: what is left over of the rest would be copied.
+        start = _inflate(path, packed[:PACKED_HEADER_BYTES], HEADER_BYTES)[0]
     header = _parse_header(path, start)
     offset, size = _data_place(path, header)
     if packed is not None:
@@ -117,7 +121,7 @@ def is_nifti_name(name: str) -> bool:
     return name.lower().endswith((".nii", ".nii.gz")) and not name.startswith(".")
 
 
-def _inflate(path: Path | str, content: bytes, size: int) -> tuple[bytes, bool]:
+def _inflate(path: Path | str, content: bytes | mmap.mmap, size: int) -> tuple[bytes, bool]:
     """Unpack gzip members up to `size` bytes; also tell whether the last one ended well."""
     parts: list[bytes] = []
     length, whole = 0, False

@@ -13,6 +13,7 @@ from torch import nn
 from medseg_reg.config import parse_config
 from medseg_reg.data.augment import Augmentation
 from medseg_reg.data.dataset import SliceDataset
+from medseg_reg.data.device_augment import DeviceAugmentation
 from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.overview import IGNORED, draw_slice
 from medseg_reg.data.preprocessing import ImageSpec
@@ -96,6 +97,14 @@ def test_what_augmentation_fills_in_is_background(name):
         # Black comes from outside; no label arises that is neither there nor filled in.
         assert set(np.unique(labels)) <= {0, 1, 255}
         assert not (labels[changed[..., 0] == 0] == 255).any()
+
+
+def test_what_is_filled_in_on_the_device_is_background():
+    chain = DeviceAugmentation([("Affine", {"rotate": [40, 40], "p": 1.0})])
+    masks = torch.full((2, 24, 24), 255, dtype=torch.uint8)
+    images, labels = chain(torch.full((2, 1, 24, 24), 0.5), masks, [0, 1])
+    assert set(labels.unique().tolist()) == {0, 255}
+    assert not (labels[images[:, 0] == 0] == 255).any()
 
 
 def test_what_is_padded_is_background(store):
