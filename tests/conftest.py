@@ -11,7 +11,10 @@ import torch
 
 # A failed check of the shared contracts shows its values too.
 pytest.register_assert_rewrite(
-    "tests.networks.contract", "tests.networks.foreign_contract", "tests.regularizers.contract"
+    "tests.networks.contract",
+    "tests.networks.foreign_contract",
+    "tests.networks.own_contract",
+    "tests.regularizers.contract",
 )
 
 # The tests' networks are tiny: a second thread only waits for the first.

@@ -47,7 +47,10 @@ def _of_strides(arguments: Arguments, network: nn.Module) -> int:
 
 
 def _of_encoder(arguments: Arguments, network: nn.Module) -> int:
-    return int(network.encoder.output_stride)  # type: ignore[union-attr, arg-type]
+    # MaxViT cuts every map into windows and into a grid, the smallest map too.
+    parts = (getattr(module, "partition_size", (1,)) for module in network.modules())
+    windows = math.lcm(*(n for part in parts for n in part))
+    return int(network.encoder.output_stride) * windows  # type: ignore[union-attr, arg-type]
 
 
 def _of_tokens(arguments: Arguments, network: nn.Module) -> int:
@@ -166,12 +169,29 @@ def build_foreign(
         with offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network = foreign_class(name)(**own, **given(name, in_channels, out_channels))
+        _require_channels(name, network, arguments)
         factor = FOREIGN[name].factor(arguments, network)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{name}: {type(error).__name__}: {_line(error)}") from None
     except (AssertionError, ValueError) as error:
         raise ValueError(f"{name}: {_line(error)}") from None
     return ForeignNetwork(name, network, factor, fixed_size(name, network, arguments))
+
+
+def _require_channels(name: str, network: nn.Module, arguments: Arguments) -> None:
+    """Refuse a decoder that convolves the map that its encoder does not have.
+
+    Encoders that begin at a quarter of the size have no channels at half the size. Most decoders go
+    on without them, some fail with the first image.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 0:
+            depth = len(network.encoder.out_channels) - 1  # type: ignore[union-attr, arg-type]
+            raise ValueError(
+                f"the encoder {arguments['encoder_name']} has no map at half the size of the "
+                f"image, which this decoder reads with encoder_depth {depth}. Use encoder_depth "
+                "5, or another encoder"
+            )
 
 
 def given(name: str, in_channels: int, out_channels: int) -> dict[str, Any]:

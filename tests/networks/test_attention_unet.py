@@ -11,7 +11,7 @@ import torch
 from medseg_reg.insertion import find_places, measure, place
 from medseg_reg.networks import AttentionUNet, UNet
 from medseg_reg.networks.attention_unet import AttentionGate
-from tests.networks.contract import OwnContract
+from tests.networks.own_contract import OwnContract
 from tests.networks.test_unet import PLACES
 
 
@@ -26,6 +26,7 @@ class TestAttentionUNet(OwnContract):
         "gate_full_resolution": True,
     }
     golden = (-0.27711, -0.12995, 0.03304, -0.15657, -0.30164)
+    golden_3d = (0.11206, 0.19085, 0.11726, 0.39391, 0.34553)
 
 
 def test_the_coefficients_are_those_of_the_formula() -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medseg_reg.insertion import measure, place
 from medseg_reg.networks import UNet
-from tests.networks.contract import OwnContract
+from tests.networks.own_contract import OwnContract
 
 PARTS = ("between_convs", "after_norm", "after_block")
 
@@ -35,6 +35,7 @@ class TestUNet(OwnContract):
         "upsample": "nontrainable",
     }
     golden = (-0.27599, -0.08633, 0.03674, -0.26294, -0.29969)
+    golden_3d = (0.11185, 0.22859, 0.15386, 0.40319, 0.37268)
 
 
 def written_out(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from medseg_reg.insertion import measure, place
 from medseg_reg.networks import GuidedLogits, UNet3Plus, presence_loss
 from medseg_reg.networks.guided import guide
-from tests.networks.contract import OwnContract, tensors
+from tests.networks.contract import tensors
+from tests.networks.own_contract import OwnContract
 from tests.networks.test_unet import PARTS
 
 SMALL: dict[str, Any] = {"channels": (4, 6, 8), "cat_channels": 3}
@@ -40,6 +41,7 @@ class TestUNet3Plus(OwnContract):
     places: ClassVar[set[str]] = PLACES
     changes = CHANGES
     golden = (-0.1617, 0.31391, 0.28558, 0.22748, 0.18803)
+    golden_3d = (0.04319, 0.2746, 0.15932, -0.49871, -0.15099)
 
 
 class TestSupervisedAndGuided(OwnContract):
@@ -58,6 +60,7 @@ class TestSupervisedAndGuided(OwnContract):
         "classification_guided": False,
     }
     golden = (0.10215, 0.41496, 0.12472, -0.1086, 0.12371)
+    golden_3d = (0.10499, -0.60803, 0.62859, -0.85246, -0.19768)
 
 
 def written_out(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
