@@ -224,6 +224,31 @@ def test_a_size_that_a_network_was_not_made_for_is_refused_with_the_right_one() 
         check_input_size(network, 1, (64, 64), 2)
 
 
+def test_windows_of_maxvit_decide_what_images_are_padded_to() -> None:
+    arguments = {"embed_dim": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "stem_width": 8}
+    arguments |= {"encoder_name": "tu-maxvit_tiny_tf_224", "transformer_dim_head": 4}
+    arguments |= {"decoder_channels": [8, 8, 8, 8, 8]}
+    # The smallest map, a 32nd of the image, is cut into windows of a 32nd of `img_size`.
+    for size, factor in ((64, 64), (96, 96)):
+        network = build("smp.Unet", **arguments, img_size=size).eval()
+        assert network.factor == factor
+        x = torch.rand(1, 1, size + 6, 50)
+        padded = torch.nn.functional.pad(x, (0, factor - 50, 0, factor - 6), mode="replicate")
+        assert torch.equal(network(x), network.network(padded)[..., : size + 6, :50])
+    check_foreign("smp.Unet", {**arguments, "img_size": 128})
+    assert build("smp.Unet", **arguments).factor == 224
+
+
+@pytest.mark.parametrize("encoder", ["tu-swin_tiny_patch4_window7_224", "tu-convnext_atto"])
+def test_a_decoder_that_reads_a_map_that_its_encoder_lacks_is_refused(encoder: str) -> None:
+    with pytest.raises(MedsegError) as error:
+        build("smp.FPN", encoder_name=encoder, encoder_depth=4, drop_path_rate=0.0)
+    assert str(error.value) == (
+        f"network: smp.FPN: the encoder {encoder} has no map at half the size of the image, which "
+        "this decoder reads with encoder_depth 4. Use encoder_depth 5, or another encoder."
+    )
+
+
 def test_a_size_that_is_too_small_is_refused_with_one_that_works() -> None:
     network = build("smp.PAN")
     with pytest.raises(MedsegError, match=r"40x40 .*too small. Use at least 144x144") as error:
