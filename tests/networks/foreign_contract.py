@@ -17,6 +17,7 @@ from medseg_reg.networks.foreign_check import check_foreign
 from tests.networks.contract import NetworkContract, tensors
 from tests.networks.small_foreign import SMALL
 
+ANY = ((1, 1), (8, 8), (17, 33), (40, 45))
 # Other places take weights of attention, heads or tokens.
 MAPS = {"input", "between_convs", "after_norm", "after_block", "skip", "residual", "gate", "head"}
 # Decided by the data and the run, or seen in no output: see `foreign_check`.
