@@ -104,13 +104,14 @@ def _raw(plan: Plan, image: ImageSpec) -> Plan:
 
 def _interface(raw: Plan) -> dict[str, Any]:
     """Return what goes in and what comes out of the network of a bundle."""
+    takes = raw.takes
     return {
         "input": {
             "layout": LAYOUT,
             "type": "float32",
             "values": [0, 1],
             "batch": "any",
-            "size": "any" if raw.size is None else list(raw.size),
+            "size": takes if isinstance(takes, str) else list(takes),
         },
         "output": {"layout": "batch, classes, rows, columns", "values": "probabilities"},
         **compared(raw),

@@ -79,15 +79,14 @@ def _preprocessing(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def interface(plan: Plan, factor: int, outputs: int) -> dict[str, Any]:
+def interface(plan: Plan, outputs: int) -> dict[str, Any]:
     """Return what goes in, what comes out, and on which shapes both were compared with PyTorch.
 
     Args:
         plan: the sizes.
-        factor: multiples of it are what the network takes without padding.
         outputs: channels of the logits.
     """
-    size = plan.size
+    takes = plan.takes
     return {
         "input": {
             "name": "image",
@@ -95,7 +94,7 @@ def interface(plan: Plan, factor: int, outputs: int) -> dict[str, Any]:
             "type": "float32",
             "values": [0, 1],
             "batch": "any",
-            "size": list(size) if size else any_size(factor),
+            "size": takes if isinstance(takes, str) else list(takes),
         },
         "output": {
             "name": "logits",
@@ -104,11 +103,6 @@ def interface(plan: Plan, factor: int, outputs: int) -> dict[str, Any]:
         },
         **compared(plan),
     }
-
-
-def any_size(factor: int) -> str:
-    """Say which sizes an export takes that is not bound to one."""
-    return f"any, above {factor} rows and columns"
 
 
 def compared(plan: Plan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medseg_reg.export_formats import Format
 from medseg_reg.networks.build import Network, probabilities
 from medseg_reg.networks.foreign import ForeignNetwork
 
@@ -27,6 +28,7 @@ class Plan:
 
     Attributes:
         dynamic: whether rows and columns may differ from the example's; the batch always may.
+        smallest: rows and columns that a dynamic export takes at least.
         example: the shape that the network is traced with.
         probes: the shapes that the export is compared on; the first is that of the run.
     """
@@ -34,20 +36,42 @@ class Plan:
     dynamic: bool
     example: Shape
     probes: tuple[Shape, ...]
+    smallest: int = 1
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Rows and columns that the export takes; None for any."""
         return None if self.dynamic else self.example[2:]
 
+    @property
+    def takes(self) -> tuple[int, int] | str:
+        """Rows and columns that the export takes, or which ones in words."""
+        if not self.dynamic:
+            return self.example[2:]
+        return "any" if self.smallest == 1 else f"any, from {self.smallest} rows and columns"
 
-def plans_of(network: Network, channels: int, size: tuple[int, int]) -> Iterator[Plan]:
-    """Yield the plan for any size, unless the network takes one alone, then that for one size.
+
+def smallest_of(network: Network, channels: int, form: Format) -> int:
+    """Return how many rows and columns an export for any size takes at least.
+
+    Ours take one pixel, unless they normalize over the pixels of each map. But a program of torch
+    that was made with larger maps refuses maps of one pixel. ONNX and TorchScript refuse nothing,
+    so what they give there is compared for ours, and is not promised for other networks.
+    """
+    anything = form != "pt2" and not isinstance(network, ForeignNetwork)
+    return 1 if anything and _runs(network, (1, channels, 1, 1)) else network.factor + 1
+
+
+def plans_of(
+    network: Network, channels: int, size: tuple[int, int], form: Format = "pt2"
+) -> Iterator[Plan]:
+    """Yield the plans for any size, unless the network takes one alone, then that for one size.
 
     Args:
         network: the network.
         channels: image channels.
         size: rows and columns of the run's images.
+        form: what it is exported as.
     """
     rows, columns = size
     if not (isinstance(network, ForeignNetwork) and network.fixed):
@@ -62,9 +86,13 @@ def plans_of(network: Network, channels: int, size: tuple[int, int]) -> Iterator
             (1, channels, max(rows // 2, factor) + 1, max(columns // 2, factor) + 3),
         )
         first = (1, channels, rows, columns)
-        yield Plan(True, example, (first, *(one for one in others if _runs(network, one))))
-    shapes = tuple((batch, channels, rows, columns) for batch in (1, 3))
-    yield Plan(False, (2, channels, rows, columns), shapes)
+        few = ((1, channels, 1, 1), (2, channels, factor, columns), (1, channels, rows, 1))
+        for smallest in dict.fromkeys((smallest_of(network, channels, form), factor + 1)):
+            shapes = others + few * (smallest == 1)
+            probes = (first, *(one for one in shapes if _runs(network, one)))
+            yield Plan(True, example, probes, smallest)
+    probes = tuple((batch, channels, rows, columns) for batch in (1, 3))
+    yield Plan(False, (2, channels, rows, columns), probes)
 
 
 def _runs(network: nn.Module, shape: Shape) -> bool:

@@ -20,13 +20,13 @@ def program_of(network: nn.Module, plan: Plan) -> ExportedProgram:
     Raises:
         Exception: what torch says if the network cannot be exported so.
     """
-    axes = (0, 2, 3) if plan.dynamic else (0,)
+    free = {0: Dim.DYNAMIC}
+    if plan.dynamic:
+        # With a bound the program says it by itself: "Guard failed: x.size()[2] >= 17".
+        size = Dim.DYNAMIC if plan.smallest == 1 else Dim.DYNAMIC(min=plan.smallest)
+        free |= {2: size, 3: size}
     with torch.no_grad():
-        return torch.export.export(
-            network,
-            (images(plan.example, 0),),
-            dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),),
-        )
+        return torch.export.export(network, (images(plan.example, 0),), dynamic_shapes=(free,))
 
 
 def write_pt2(program: ExportedProgram, path: Path, metadata: str) -> None:

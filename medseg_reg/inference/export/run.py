@@ -16,7 +16,7 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.export_formats import Format
 from medseg_reg.files import replacing, require_writable
 from medseg_reg.inference.export.bundle import check_bundle, write_bundle
-from medseg_reg.inference.export.facts import any_size, facts_of, interface
+from medseg_reg.inference.export.facts import facts_of, interface
 from medseg_reg.inference.export.onnx_file import open_onnx, require_packages, write_onnx
 from medseg_reg.inference.export.plan import Plan, plans_of, require_equal
 from medseg_reg.inference.export.program import open_pt2, program_of, write_pt2
@@ -67,11 +67,11 @@ def export_run(run: RunDirectory, form: Format, out: Path | None = None) -> Expo
         check_bundle(run)
     image = config.data.image
     size = image.size or (usual_size(network)[0], usual_size(network)[1])
-    plans = list(plans_of(network, run.data_facts().channels, size))
+    plans = list(plans_of(network, run.data_facts().channels, size, form))
     if form == "monai-bundle" and image.size is not None:
         plans = plans[-1:]  # the bundle gives slices that size itself
     facts, notes = facts_of(run), []
-    for plan in plans:
+    for plan, after in zip(plans, [*plans[1:], None], strict=True):
         try:
             difference = _attempt(run, network, form, plan, facts, target)
         except (MedsegError, OSError):
@@ -79,20 +79,20 @@ def export_run(run: RunDirectory, form: Format, out: Path | None = None) -> Expo
         except Exception as error:
             # Whatever torch says, and there is no telling what: the next plan asks for less.
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            if plan is plans[-1]:
+            if after is None:
                 raise MedsegError(
                     f"{run.path}: the network {config.network.name} cannot be exported as {form}: "
                     f"{reason}. Nothing was written; try another --format."
                 ) from error
-            rows, columns = size
+            takes = after.takes
+            takes = takes if isinstance(takes, str) else f"{takes[0]}x{takes[1]} alone"
             notes.append(
                 f"this network cannot be exported as {form} for images of any size ({reason}); it "
-                f"takes {rows}x{columns} alone"
+                f"takes {takes}"
             )
             continue
         bundled = form == "monai-bundle" and image.size is not None
-        takes = "any" if bundled else plan.size or any_size(network.factor)
-        return Exported(target, difference, takes, tuple(notes))
+        return Exported(target, difference, "any" if bundled else plan.takes, tuple(notes))
     raise AssertionError("there is always a plan")
 
 
@@ -108,7 +108,7 @@ def _attempt(
     if form == "monai-bundle":
         return write_bundle(run, network, plan, facts, target)
     outputs = 1 if run.config().network.head == "sigmoid" else len(facts["classes"])
-    text = json.dumps({**facts, **interface(plan, network.factor, outputs)}, allow_nan=False)
+    text = json.dumps({**facts, **interface(plan, outputs)}, allow_nan=False)
     with replacing(target) as temporary:
         reopen: Callable[[Path], Callable[[Tensor], Tensor]]
         if form == "torchscript":
