@@ -48,7 +48,7 @@ def exportable_run(path: Path, store: SliceStore, conversion: Any = None, **chan
     """Write a finished run; `conversion` says how its data were converted."""
     make_run(path, store, **changes)
     cases = [row.name for row in store.manifest.cases]
-    Splits(train=cases[:3], val=cases[3:4], test=cases[4:]).write(path / "splits.json")
+    Splits(train=cases[:-2], val=cases[-2:-1], test=cases[-1:]).write(path / "splits.json")
     if conversion is not None:
         content = read_json(path / "data.json")
         write_json(path / "data.json", {**content, "conversion": conversion})
@@ -56,15 +56,21 @@ def exportable_run(path: Path, store: SliceStore, conversion: Any = None, **chan
     return path
 
 
-def balance(run: RunDirectory) -> None:
-    """Shift the last biases until each class wins in about its share of an image."""
+def balance(run: RunDirectory, images: torch.Tensor | None = None) -> None:
+    """Shift the last biases until each class wins in about its share of an image.
+
+    Args:
+        run: the run.
+        images: (B, C, H, W), 0 to 1; noise if they are not given.
+    """
     network = load_run_network(run)
     # Some networks take one size alone, some none as small as 64 x 64.
     rows, columns = (max(64, side) for side in run.config().data.image.size or (64, 64))
     if isinstance(network, ForeignNetwork) and network.fixed:
         rows, columns = network.size
     shape = (run.data_facts().channels, rows, columns)
-    x = torch.from_numpy((noisy_volume(shape)[None] + 100) / 340).float().clamp(0, 1)
+    noise = torch.from_numpy((noisy_volume(shape)[None] + 100) / 340).float().clamp(0, 1)
+    x = noise if images is None else images
     with torch.no_grad():
         if getattr(network, "presence", None) is not None:
             network.presence.classify.bias.fill_(1e4)
