@@ -79,7 +79,7 @@ class DeviceAugmentation:
             if len(chosen) == len(images):
                 images, masks = step(images, masks, draws, transform)
             elif chosen:
-                index = torch.tensor(chosen, device=images.device)
+                index = warp.bring(torch.tensor(chosen), images.device)
                 changed = step(images[index], masks[index], draws, transform)
                 images = images.index_copy(0, index, changed[0])
                 masks = masks.index_copy(0, index, changed[1])
@@ -136,14 +136,14 @@ _OWN_DRAWS: dict[str, Callable[[Any], Draw]] = {
 def _numbers(draws: list[Draw], key: str, like: Tensor) -> Tensor:
     """Return a number of each draw as (B, 1, 1, 1)."""
     values = torch.tensor([float(draw[key]) for draw in draws], dtype=torch.float32)
-    return values.to(like.device)[:, None, None, None]
+    return warp.bring(values, like.device)[:, None, None, None]
 
 
 def _fill(value: Any, channels: int, everywhere: bool, like: Tensor) -> Tensor:
     """Return the fill of each channel; of a single number OpenCV takes it for the first alone."""
     if isinstance(value, (int, float)):
         value = [value] * channels if everywhere else [value] + [0] * (channels - 1)
-    return torch.tensor([float(v) for v in value][:channels], device=like.device)
+    return warp.bring(torch.tensor([float(v) for v in value][:channels]), like.device)
 
 
 def _remapped(
@@ -164,7 +164,7 @@ def _affine(
 ) -> tuple[Tensor, Tensor]:
     # Inverted in float64: the positions are then right to a thousandth of a pixel.
     inverse = np.linalg.inv(np.stack([draw["matrix"] for draw in draws]))[:, :2]
-    grid = torch.from_numpy(inverse.astype(np.float32)).to(images.device)
+    grid = warp.bring(torch.from_numpy(inverse.astype(np.float32)), images.device)
     x, y = warp.affine_grid(grid, *images.shape[2:])
     return _remapped(images, masks, x, y, transform, isinstance(transform.fill, float))
 
@@ -177,7 +177,7 @@ def _grid(
         np.stack([draw["map_x"][0] for draw in draws]),
         np.stack([draw["map_y"][:, 0] for draw in draws]),
     )
-    x, y = (torch.from_numpy(line.astype(np.float32)).to(images.device) for line in lines)
+    x, y = (warp.bring(torch.from_numpy(v.astype(np.float32)), images.device) for v in lines)
     return _remapped(images, masks, x[:, None], y[..., None], transform)
 
 
@@ -227,7 +227,7 @@ def displacements(
     size = 17 if transform.approximate else round(transform.sigma * 8 + 1) | 1
     kernel = torch.from_numpy(cv2.getGaussianKernel(size, transform.sigma, cv2.CV_32F).T)
     stacked = noise.view(len(draws), 1, count * height, width)
-    smooth = warp.filter_separably(stacked, kernel.to(device), warp.REPLICATE)
+    smooth = warp.filter_separably(stacked, warp.bring(kernel, device), warp.REPLICATE)
     return smooth.view_as(noise) * transform.alpha
 
 
@@ -243,7 +243,7 @@ def _symmetry(key: str, turned: Callable[[Any, Tensor], Tensor]) -> Step:
         images, masks = images.clone(), masks.clone()
         for kind in dict.fromkeys(kinds):
             index = torch.tensor([i for i, k in enumerate(kinds) if k == kind])
-            index = index.to(images.device)
+            index = warp.bring(index, images.device)
             images[index], masks[index] = turned(kind, images[index]), turned(kind, masks[index])
         return images, masks
 
@@ -300,7 +300,7 @@ def _blur(
     for row, draw in zip(kernels, draws, strict=True):
         before = (longest - len(draw["kernel"])) // 2
         row[before : before + len(draw["kernel"])] = draw["kernel"]
-    kernel = torch.from_numpy(kernels).to(images.device)
+    kernel = warp.bring(torch.from_numpy(kernels), images.device)
     return warp.filter_separably(images, kernel, warp.REFLECT_101).clamp(0.0, 1.0), masks
 
 
@@ -312,7 +312,7 @@ def _holes(
     holes = np.zeros((len(draws), most, 4), np.float32)
     for row, draw in zip(holes, draws, strict=True):
         row[: len(draw["holes"])] = draw["holes"]
-    x0, y0, x1, y1 = torch.from_numpy(holes).to(images.device).unbind(-1)
+    x0, y0, x1, y1 = warp.bring(torch.from_numpy(holes), images.device).unbind(-1)
     x, y = warp.pixel_grid(height, width, images.device)
     rows = (y >= y0[:, None]) & (y < y1[:, None])  # (B, H, holes)
     columns = (x >= x0[..., None]) & (x < x1[..., None])  # (B, holes, W)

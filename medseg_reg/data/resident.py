@@ -17,6 +17,7 @@ from medseg_reg.data.dataset import SliceDataset
 from medseg_reg.data.device_augment import DeviceAugmentation, unsupported
 from medseg_reg.data.preprocessing import Fit
 from medseg_reg.data.sampling import Sample
+from medseg_reg.data.warp import bring
 from medseg_reg.errors import MedsegError
 
 # Of the memory of a GPU that is free when training begins; the rest is for maps and gradients.
@@ -68,7 +69,7 @@ class ResidentSlices:
         """Return a batch as a loader does; augmented where it is asked for by samples."""
         samples = [key for key in keys if isinstance(key, Sample)]
         numbers = [key.index if isinstance(key, Sample) else key for key in keys]
-        index = torch.tensor(numbers).to(self.device, non_blocking=True)
+        index = bring(torch.tensor(numbers), self.device)
         images, masks = self.images[index], self.masks[index]
         if images.dtype != torch.float32:
             low, scale = (v[index, None, None, None] for v in (self._low, self._scale))

@@ -19,6 +19,14 @@ _BORDERS = {
 BORDERS = tuple(_BORDERS)
 
 
+def bring(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor of the CPU to a device, without waiting for what the device computes."""
+    if device.type == "cuda":
+        # By way of pinned memory: a copy from other memory waits for all that was asked before.
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def pixel_grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the columns (1, 1, W) and rows (1, H, 1) of the pixels of a slice, float32."""
     x = torch.arange(width, device=device, dtype=torch.float32)

@@ -44,7 +44,9 @@ def fits(x: Tensor, levels: int = 0) -> bool:
     )
 
 
-@torch.library.custom_op("medseg_reg::sum_levels", mutates_args=())
+@torch.library.custom_op(
+    "medseg_reg::sum_levels", mutates_args=(), schema="(Tensor x, float[] thresholds) -> Tensor"
+)
 def sum_levels(x: Tensor, thresholds: Sequence[float]) -> Tensor:
     """`histogram.level_sums` as an operator.
 
@@ -63,7 +65,11 @@ def _(x: Tensor, thresholds: Sequence[float]) -> Tensor:
     return x.new_empty((*x.shape[:2], 1 + len(thresholds)), dtype=torch.float32)
 
 
-@torch.library.custom_op("medseg_reg::filter_planes", mutates_args=())
+@torch.library.custom_op(
+    "medseg_reg::filter_planes",
+    mutates_args=(),
+    schema="(Tensor x, Tensor index, Tensor chosen, bool zero) -> Tensor",
+)
 def filter_planes(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Tensor:
     """`planes.filter_channels` as an operator; the same for the gradient, twice and more too.
 
