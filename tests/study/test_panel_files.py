@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from medseg_reg.study.report.drawing import slug
 from medseg_reg.study.report.panel_files import write_panels
 from medseg_reg.study.report.panels import COLOURS, Panel, View, _overlay, _uri
 
@@ -22,12 +23,9 @@ def panel(case: str) -> Panel:
 
 def test_each_case_is_a_row_of_methods_as_png_and_as_svg(tmp_path):
     files = write_panels([panel("a"), panel("b/c")], tmp_path)
-    names = [
-        f"panel-CT-MR-unet-{n}-{case}.{s}"
-        for n, case in enumerate(("a", "b-c"))
-        for s in ("png", "svg")
-    ]
-    assert [path.name for path in files] == names
+    names = [slug("panel", "CT & MR", "unet", f"{n}", case) for n, case in enumerate(("a", "b/c"))]
+    assert [path.name for path in files] == [f"{n}.{s}" for n in names for s in ("png", "svg")]
+    assert files[2].name.startswith("panel-CT-MR-unet-1-b-c-")
     pixels = np.asarray(Image.open(files[0]).convert("RGB")).astype(int)
     middle = pixels[pixels.shape[0] // 2]
     left, right = middle[pixels.shape[1] // 4], middle[3 * pixels.shape[1] // 4]

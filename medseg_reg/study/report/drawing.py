@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,12 +115,21 @@ def styles(methods: Sequence[str], baseline: str) -> dict[str, Style]:
 
 
 def slug(*parts: str) -> str:
-    """Return a name for files and for identifiers in a page.
+    """Return a name for files and for identifiers in a page: other parts have another name.
 
+    Where a part has other signs than letters, digits and `_`, the name ends in a hash of all parts,
+    so that `a.b` and `a-b` stay apart.
+
+    >>> slug("groups", "CT_MR", "unet")
+    'groups-CT_MR-unet'
     >>> slug("groups", "CT & MR", "unet")
-    'groups-CT-MR-unet'
+    'groups-CT-MR-unet-7be254fc'
     """
-    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") or "x" for part in parts)
+    plain = [re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") or "x" for part in parts]
+    if all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in parts):
+        return "-".join(plain)
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return "-".join([*plain, digest[:8]])
 
 
 def short(name: str) -> str:
