@@ -8,7 +8,7 @@ from scipy import stats
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.statistics import detectable_difference, seeds_needed
-from medseg_reg.study.statistics.power import Spread, power_of, spread_of
+from medseg_reg.study.statistics.power import Spread, _chance, power_of, spread_of
 from tests.study.statistics.made import noisy, results
 
 PILOT = noisy({"none": 0.0, "dropout": 0.01}, seeds=5, groups=12)
@@ -32,6 +32,17 @@ def test_with_one_kind_of_spread_it_is_the_textbook_t_test():
     wanted = stats.nct.sf(limit, 9, shift) + stats.nct.cdf(-limit, 9, shift)
     assert power_of(0.02, Spread(0.03, 0.0, 0.0), 10, 4) == pytest.approx(wanted)
     assert power_of(0.0, Spread(0.03, 0.01, 0.02), 10, 4) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+@pytest.mark.parametrize("freedom", [1, 1.5, 2, 9, 400])
+def test_the_chance_is_that_of_the_noncentral_t(freedom, alpha):
+    limit = stats.t.isf(alpha / 2, freedom)
+    for shift in (0.3, 2.0, 6.0):
+        wanted = stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift)
+        assert _chance(shift, freedom, alpha) == pytest.approx(wanted, abs=1e-6)
+    # Where scipy's is NaN, the chance still rises to 1.
+    assert _chance(1e4, freedom, alpha) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_answer_is_the_least_number_that_is_enough():
