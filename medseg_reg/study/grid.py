@@ -133,14 +133,28 @@ def _parts(study: StudySpec) -> dict[str, int]:
 
 def _split(study: StudySpec, part: str, content: Any, changed: Mapping[str, Any]) -> list[str]:
     """Return what makes a part of the split that the data set's file has, with what is changed."""
+    if not part:
+        return []
     number = _parts(study)[part]
+    whole = with_overrides(content, _written(changed))
+    given = (whole.get("data") or {}).get("split") or {}
     if study.folds is not None:
-        whole = with_overrides(content, _written(changed))
-        given = (whole.get("data") or {}).get("split") or {}
         kept = {key: given[key] for key in KEPT_OF_SPLIT if key in given}
         split = {"kind": "kfold", "folds": study.folds, "fold": number, **kept}
         return [f"data.split={flow(split)}"]
-    return [f"data.split.seed={number}"] if study.splits else []
+    _require_drawn(study, given)
+    return [f"data.split.seed={number}"]
+
+
+def _require_drawn(study: StudySpec, split: Mapping[str, Any]) -> None:
+    """Refuse several draws of a split of which nothing is drawn."""
+    if split.get("kind") == "file" and split.get("train_frames") is None:
+        raise MedsegError(
+            f"splits: the study asks for the draws {list(study.splits)}, but data.split.kind is "
+            f"'file' ({split.get('file')}): nothing is drawn, and all of them would be the same "
+            "split. Leave out 'splits'; or let the split be drawn (data.split.kind 'counts' or "
+            "'fractions'), or its training slices (data.split.train_frames)."
+        )
 
 
 def _overrides(study: StudySpec, spot: Spot, content: Any) -> list[str]:

@@ -85,6 +85,29 @@ def test_folds_and_splits_give_each_seed_all_parts(tmp_path):
     assert splits["blobs/unet/none/split7/seed0"].data.split.train == 3
 
 
+def test_draws_of_a_split_that_is_read_from_a_file_are_refused(tmp_path):
+    read = {"kind": "file", "file": "mine.json"}
+    base = tiny_config(tmp_path / "store", tmp_path / "run", data__split=read)
+    file = str(write_config(tmp_path / "base.yaml", base))
+
+    def study(**changes):
+        return study_of(tmp_path / "store", tmp_path, datasets={"blobs": file}, **changes)
+
+    message = (
+        r"run blobs/unet/none/split4/seed0: splits: the study asks for the draws \[4, 7\], but "
+        r"data.split.kind is 'file' \(mine.json\).*Leave out 'splits'"
+    )
+    with pytest.raises(MedsegError, match=message):
+        expand(study(splits=[4, 7]))
+    # One split for all is no mistake, nor are folds, which take its place.
+    assert len(expand(study())) == 4
+    assert {cell.config.data.split.kind for cell in expand(study(folds=2))} == {"kfold"}
+    # What is drawn of it, or instead of it, differs.
+    for more in ({"data.split.train_frames": 3}, {"data.split": {"kind": "fractions"}}):
+        cells = expand(study(splits=[4, 7], overrides=more))
+        assert {cell.config.data.split.seed for cell in cells} == {4, 7}
+
+
 @pytest.mark.parametrize("parts", [{}, {"folds": 2}, {"splits": [3, 5]}])
 def test_the_runs_can_be_counted_without_any_file(tmp_path, parts):
     study = study_of(tmp_path / "store", tmp_path, networks={"unet": None, "other": {}}, **parts)
