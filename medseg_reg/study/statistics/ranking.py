@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
-from medseg_reg.study.statistics.hierarchical import Resamples
+from medseg_reg.study.statistics.hierarchical import Resamples, hierarchical_interval
 from medseg_reg.study.statistics.table import (
     Array,
     Missing,
@@ -30,20 +32,34 @@ def rank(
 ) -> pd.DataFrame:
     """Rank the methods of each data set and network by their mean, with bootstrap intervals.
 
-    1 is best; equal means share the mean of their ranks. `low` and `high` are percentiles of the
-    rank over resamples of groups and seeds, the same resamples for all methods, and `best` is the
-    share of resamples in which the method is first (shared first places count in parts). A high
-    `best` says that the order is stable for groups and seeds like these, not that the difference
-    is large; with few groups the bootstrap is too sure of it, so read it beside `compare`.
+    1 is best; equal means share the mean of their ranks. Of M methods, the interval of one rank is
 
-    Source: M. Wiesenfarth et al., "Methods and open-source toolkit for analyzing and visualizing
-    challenge results", Scientific Reports 2021, doi:10.1038/s41598-021-82017-6, there over cases
-    alone.
+        low = 1 + number of methods that are better,
+        high = M - number of methods that are worse,
+
+    where another one counts as better or worse if the `hierarchical_interval` of the difference to
+    it, with 1 - confidence divided by M - 1 (Bonferroni), is on that side of 0. So it covers the
+    rank of each method as often as the intervals of the differences promise. Percentiles of the
+    rank over resamples do not: they take the order of the means seen for the true one, and where
+    methods are nearly equal the truth is often outside. Fewer than three groups leave every rank
+    open.
+
+    `best` is the share of resamples of groups and seeds, the same for all methods, in which the
+    method is first (shared first places count in parts). A high `best` says that the order is
+    stable for groups and seeds like these, not that the difference is large; with few groups or
+    seeds the bootstrap is too sure of it, so read it beside the interval.
+
+    Sources: M. Mogstad, J. P. Romano, A. M. Shaikh, D. Wilhelm, "Inference for Ranks with
+    Applications to Mobility across Neighbourhoods and Academic Achievement across Countries",
+    Review of Economic Studies 2024, doi:10.1093/restud/rdad006 (the interval; there with other
+    intervals of the differences); M. Wiesenfarth et al., "Methods and open-source toolkit for
+    analyzing and visualizing challenge results", Scientific Reports 2021,
+    doi:10.1038/s41598-021-82017-6 (the share, there over cases alone).
 
     Args:
         results: tidy, as in results.csv.
         metric: one of `METRICS`; for hd95 and the like the least is best.
-        confidence: coverage of the percentiles.
+        confidence: coverage of the interval of each rank.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         missing: empty values: `leave_out` (what one method lacks in a seed and case is left out of
@@ -72,8 +88,7 @@ def rank(
             notes.append(f"{block.where}: no case has a {metric} in all methods: no ranks.")
             rows += [(*names, method, *[np.nan] * 4) for method in block.methods]
             continue
-        drawn = _ranks(means)
-        low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+        low, high = _bounds(scores, draws, confidence)
         first = means.round(12) == means.round(12).min(axis=1, keepdims=True)
         best = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
         place = _ranks(nan_mean(nan_mean(scores, axis=1), axis=1)[None])[0]
@@ -83,6 +98,20 @@ def rank(
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table.attrs = {"metric": metric, "confidence": confidence, "notes": notes}
     return table
+
+
+def _bounds(scores: Array, draws: Resamples, confidence: float) -> tuple[Array, Array]:
+    """Return the interval of the rank of each method; the least of scores (M, ...) is first."""
+    number = len(scores)
+    level = 1 - (1 - confidence) / max(1, number - 1)
+    low, high = np.ones(number), np.full(number, float(number))
+    for i, j in combinations(range(number), 2):
+        found = hierarchical_interval(np.round(scores[i] - scores[j], 12), draws, level)
+        # Without an interval neither holds.
+        for less, more, apart in ((i, j, found.high < 0), (j, i, found.low > 0)):
+            low[more] += apart
+            high[less] -= apart
+    return low, high
 
 
 def _ranks(means: Array) -> Array:

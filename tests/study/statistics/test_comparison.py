@@ -88,6 +88,25 @@ def test_ranks_follow_the_means_and_say_how_sure_they_are():
     assert found["high"].iloc[1:].tolist() == [3, 3]
 
 
+def test_the_interval_of_a_rank_counts_the_methods_that_are_surely_better_and_worse():
+    table = noisy({"none": 0.0, "a": 0.05, "b": 0.06, "c": -0.05}, seeds=4, groups=12)
+    found = rank(table, resamples=500).set_index("method")
+    assert found["high"].max() - found["low"].min() == 3
+    assert found["high"]["c"] - found["low"]["c"] == 0  # the order is not open for all of them
+    for method, row in found.iterrows():
+        # Each in turn as the baseline: the intervals hold for all three others together.
+        others = compare(table, str(method), resamples=500)[1:]
+        assert row["low"] == 1 + (others["simultaneous_low"] > 0).sum()
+        assert row["high"] == 4 - (others["simultaneous_high"] < 0).sum()
+
+
+def test_two_groups_leave_every_rank_open():
+    found = rank(noisy({"none": 0.0, "a": 0.3, "b": -0.3}, groups=2), resamples=100)
+    assert found["rank"].tolist() == [1, 2, 3]
+    assert found["low"].tolist() == [1, 1, 1]
+    assert found["high"].tolist() == [3, 3, 3]
+
+
 def test_few_groups_are_told_that_they_can_show_nothing():
     row = compare(noisy({"none": 0.0, "dropout": 0.3}, groups=5), "none", resamples=500).iloc[1]
     assert row["p"] == 0.0625
