@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medseg_reg.config import load_config
 from medseg_reg.study import worker
 from medseg_reg.study.pool import Job
 from medseg_reg.study.spec import StudySpec
@@ -45,35 +46,45 @@ def study_of(store: Path, folder: Path, **changes: Any) -> StudySpec:
     return StudySpec.model_validate(tiny_study(store, folder, **changes))
 
 
+def run_of(job: Job) -> Path:
+    """Return the directory of the run of a job."""
+    config = Path(job.command[job.command.index("--config") + 1])
+    return load_config(config).run_path
+
+
 class ForkPool:
-    """Runs workers in forked children; the first `kill_after` seconds of some end in a kill.
+    """Runs workers in forked children; some are killed while they are at work.
 
     Args:
         size: how many run at a time.
-        kill: after how many seconds the job with this number is killed.
+        kill: when the job with this number is killed: as soon as its run has a file like this one.
     """
 
-    def __init__(self, size: int = 2, kill: dict[int, float] | None = None) -> None:
+    def __init__(self, size: int = 2, kill: dict[int, str] | None = None) -> None:
         self.size, self._kill, self.started = size, kill or {}, []
-        self._children: dict[int, tuple[Job, float | None]] = {}
+        self._children: dict[int, tuple[Job, str | None]] = {}
+        self.killed: list[str] = []
 
     def start(self, job: Job) -> None:
-        after = self._kill.get(len(self.started))
+        sign = self._kill.get(len(self.started))
         self.started.append(job.name)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         words = job.command[job.command.index("medseg_reg.study.worker") + 1 :]
         child = fork(worker.main, [word for word in words if word != "--leash"], job.log)
-        self._children[child] = (job, None if after is None else time.monotonic() + after)
+        self._children[child] = (job, sign)
 
     def ended(self) -> list[tuple[Job, int]]:
         found = []
-        for child, (job, end) in list(self._children.items()):
+        for child, (job, sign) in list(self._children.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 del self._children[child]
                 found.append((job, os.waitstatus_to_exitcode(status)))
-            elif end is not None and time.monotonic() > end:
+            elif sign is not None and any(run_of(job).glob(sign)):
+                # Not yet waited for, so the process is still this one.
                 os.kill(child, signal.SIGKILL)
+                self.killed.append(job.name)
+                self._children[child] = (job, None)
         time.sleep(0.01)
         return found
 

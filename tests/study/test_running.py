@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
@@ -84,17 +83,20 @@ def test_a_finished_study_runs_nothing_again(straight):
 
 def test_runs_that_were_killed_go_on_to_the_same_results(straight, store, tmp_path):
     study = study_of(store, tmp_path)
-    moments = random.Random(3)
-    kills = {number: moments.uniform(0.2, 1.5) for number in range(3)}
-    failures = run(study, ForkPool(kill=kills))
-    done = sum(is_finished(cell, study) for cell in expand(study))
-    assert done == 4 - len(failures)
-    if failures:
-        table = pd.read_csv(study.directory / "failures.csv")
-        assert table["error"].str.startswith("killed by SIGKILL").all()
+    # Just begun, in the training, and while it is evaluated.
+    kills = {0: "config.yaml", 1: "checkpoints/*.ckpt", 2: "weights.safetensors"}
+    pool = ForkPool(kill=kills)
+    failures = run(study, pool)
+    assert len(pool.killed) == len(kills)
+    assert {failure.cell.path for failure in failures} == set(pool.killed)
+    for number, sign in kills.items():
+        assert any((study.directory / "runs" / pool.started[number]).glob(sign))
+    assert {c.path for c in expand(study) if not is_finished(c, study)} == set(pool.killed)
+    table = pd.read_csv(study.directory / "failures.csv")
+    assert table["error"].str.startswith("killed by SIGKILL").all()
     again = ForkPool()
     assert run(study, again) == []
-    assert len(again.started) == len(failures)
+    assert sorted(again.started) == sorted(pool.killed)
     assert not (study.directory / "failures.csv").exists()
     assert results(study) == results(straight)
 
