@@ -7,6 +7,7 @@ how strongly they are correlated, and how much better it is on what it was train
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,12 @@ def coadaptation(
 
 def channel_correlation(
     run: RunDirectory, part: Part = "test", store_path: Path | None = None
-) -> float:
-    """Return the mean absolute correlation between pairs of maps before the output layer.
+) -> pd.DataFrame:
+    """Return how strongly the maps before the output layer are correlated, patient by patient.
 
-    Pearson's |r_ij| over all pixels of a part, padding of the network included, averaged over
-    i < j; maps that are constant are left out.
+    The mean over pairs of maps i < j of Pearson's |r_ij| over all pixels of a patient, padding of
+    the network included; maps that are constant are left out. 1 says that all maps show the same,
+    so that each could stand for the others; 0 that none foretells another one.
 
     Args:
         run: a finished run.
@@ -99,34 +101,47 @@ def channel_correlation(
         store_path: the slice store, where it has moved since the training.
 
     Returns:
-        From 0 to 1; NaN with fewer than two maps that are not constant.
+        Columns `group` and `correlation`, from 0 to 1, sorted; NaN with fewer than two maps that
+        are not constant.
 
     Raises:
         MedsegError: as in `coadaptation`.
     """
     subject = _Subject(run, store_path)
     layer = subject.output_layer()
-    sums = torch.zeros(layer.width, dtype=torch.float64)
-    products, count = torch.zeros(layer.width, layer.width, dtype=torch.float64), 0
-
-    def add(maps: Tensor) -> None:
-        nonlocal count
-        flat = maps.detach().cpu().double().transpose(0, 1).flatten(1)
-        sums.add_(flat.sum(dim=1))
-        products.add_(flat @ flat.T)
-        count += flat.shape[1]
-
-    with layer.watched(add):
-        for case in subject.cases(part):
+    moments: dict[str, _Moments] = {}
+    for case in subject.cases(part):
+        of_group = moments.setdefault(subject.group(case), _Moments(layer.width))
+        with layer.watched(of_group.add):
             subject.labels(case)
-    mean = sums / count
-    covariance = (products / count - torch.outer(mean, mean)).numpy()
-    spread = np.sqrt(np.clip(np.diag(covariance), 0, None))
-    varied = np.flatnonzero(spread > 1e-6 * max(float(spread.max()), 1e-30))
-    if len(varied) < 2:
-        return float("nan")
-    r = covariance[np.ix_(varied, varied)] / np.outer(spread[varied], spread[varied])
-    return float(np.clip(np.abs(r[np.triu_indices(len(varied), 1)]), 0, 1).mean())
+    rows = [(group, moments[group].correlation()) for group in sorted(moments)]
+    return pd.DataFrame(rows, columns=["group", "correlation"])
+
+
+class _Moments:
+    """Sums and products of maps over pixels, in float64."""
+
+    def __init__(self, width: int) -> None:
+        self.sums = torch.zeros(width, dtype=torch.float64)
+        self.products, self.count = torch.zeros(width, width, dtype=torch.float64), 0
+
+    def add(self, maps: Tensor) -> None:
+        """Add the pixels of maps (B, C, H, W)."""
+        flat = maps.detach().cpu().double().transpose(0, 1).flatten(1)
+        self.sums += flat.sum(dim=1)
+        self.products += flat @ flat.T
+        self.count += flat.shape[1]
+
+    def correlation(self) -> float:
+        """Return the mean absolute correlation of pairs of maps that are not constant."""
+        mean = self.sums / self.count
+        covariance = (self.products / self.count - torch.outer(mean, mean)).numpy()
+        spread = np.sqrt(np.clip(np.diag(covariance), 0, None))
+        varied = np.flatnonzero(spread > 1e-6 * max(float(spread.max()), 1e-30))
+        if len(varied) < 2:
+            return float("nan")
+        r = covariance[np.ix_(varied, varied)] / np.outer(spread[varied], spread[varied])
+        return float(np.clip(np.abs(r[np.triu_indices(len(varied), 1)]), 0, 1).mean())
 
 
 def generalization_gap(run: RunDirectory, store_path: Path | None = None) -> dict[str, float]:
@@ -151,7 +166,10 @@ def generalization_gap(run: RunDirectory, store_path: Path | None = None) -> dic
 
 
 def loss_gap(run: RunDirectory) -> dict[str, float]:
-    """Return the losses of the epoch with the best validation DICE, from metrics.csv.
+    """Return the losses of the epoch whose weights were kept, from metrics.csv.
+
+    That is the one with the best validation DICE, or the last validated one where
+    `regularization.optimization.select` says `last`.
 
     The loss of the training is with augmentation and with the regularizers on, which is no measure
     of over-fitting between methods: a strong one raises it. It shows the course of one run;
@@ -169,12 +187,40 @@ def loss_gap(run: RunDirectory) -> dict[str, float]:
     path = run.path / "metrics.csv"
     if not path.exists():
         raise MedsegError(f"{path}: is missing; the run is incomplete.")
-    table = pd.read_csv(path).dropna(subset=["val_dice", "train_loss", "val_loss"])
+    table = pd.read_csv(path).dropna(subset=["train_loss", "val_loss"])
     if table.empty:
         raise MedsegError(f"{path}: has no validated epoch. Let the training go on.")
-    best = table.loc[table["val_dice"].idxmax()]
-    found = {name: float(best[name]) for name in ("epoch", "train_loss", "val_loss")}
+    kept = table.iloc[-1]
+    if run.config().regularization.optimization.select == "best":
+        # As checkpoints choose: an epoch without a score is the worst, and the first wins a tie.
+        kept = table.loc[table["val_dice"].fillna(-np.inf).idxmax()]
+    found = {name: float(kept[name]) for name in ("epoch", "train_loss", "val_loss")}
     return {**found, "gap": found["val_loss"] - found["train_loss"]}
+
+
+def gaps(run: RunDirectory, store_path: Path | None = None) -> pd.DataFrame:
+    """Return both gaps between training and validation in one row, as a study keeps them.
+
+    DICE is computed anew, because metrics.csv has none of the training; the losses are read there,
+    and missing where no epoch was validated.
+
+    Args:
+        run: a finished run.
+        store_path: the slice store, where it has moved since the training.
+
+    Returns:
+        Columns `train_dice`, `val_dice`, `gap`; `epoch`, `train_loss`, `val_loss`, `loss_gap`.
+
+    Raises:
+        MedsegError: as in `coadaptation`.
+    """
+    dice = generalization_gap(run, store_path)
+    losses = dict.fromkeys(("epoch", "train_loss", "val_loss", "gap"), float("nan"))
+    with suppress(MedsegError):
+        losses = loss_gap(run)
+    found = {"train_dice": dice["train"], "val_dice": dice["val"], "gap": dice["gap"]}
+    names = {"gap": "loss_gap"}
+    return pd.DataFrame([found | {names.get(key, key): losses[key] for key in losses}])
 
 
 def _masks(
@@ -206,6 +252,10 @@ class _Subject:
         """Return the cases of a part."""
         found: Sequence[str] = getattr(self.splits, part)
         return found
+
+    def group(self, case: str) -> str:
+        """Return the patient or video of a case."""
+        return str(self.store.row(case).group)
 
     def output_layer(self) -> OutputLayer:
         """Return the layer whose output are the logits."""

@@ -1,9 +1,13 @@
 """The tables of a study: one row a run, case, class and score, whatever happened on the way.
 
-    results.csv       dataset, network, method, seed, split, run, case, group, class, metric, value
-    coadaptation.csv  dataset, network, method, seed, split, rate, draw, group, dice
+    results.csv              dataset, network, method, seed, split, run, case, group, class, metric,
+                             value
+    coadaptation.csv         dataset, network, method, seed, split, part, rate, draw, group, dice
+    channel_correlation.csv  dataset, network, method, seed, split, part, group, correlation
+    train_val_gap.csv        dataset, network, method, seed, split, train_dice, val_dice, gap,
+                             epoch, train_loss, val_loss, loss_gap
 
-Both are made from the finished runs alone and sorted, so they are the same, byte for byte, for a
+All are made from the finished runs alone and sorted, so they are the same, byte for byte, for a
 study that was stopped or killed on the way and for one that was not.
 """
 
@@ -25,22 +29,31 @@ COLUMNS = (
     *("dataset", "network", "method", "seed", "split", "run", "case", "group", "class"),
     *("metric", "value"),
 )
-COADAPTATION_COLUMNS = (
-    *("dataset", "network", "method", "seed", "split"),
-    *("rate", "draw", "group", "dice"),
-)
+_KEYS = (*COLUMNS[:-1], "part", "rate", "draw")
+_WHERE = ("dataset", "network", "method", "seed", "split")
+# Columns of the tables of the tests of co-adaptation, by the names of their files.
+COADAPTATION_COLUMNS = {
+    "coadaptation": (*_WHERE, "part", "rate", "draw", "group", "dice"),
+    "channel_correlation": (*_WHERE, "part", "group", "correlation"),
+    "train_val_gap": (
+        *(*_WHERE, "train_dice", "val_dice", "gap"),
+        *("epoch", "train_loss", "val_loss", "loss_gap"),
+    ),
+}
 
 
 def write_results(study: StudySpec, cells: Sequence[Cell[Spot]]) -> Path:
-    """Gather the scores of all finished runs in results.csv, and in coadaptation.csv."""
+    """Gather the scores of all finished runs in results.csv, and the tests of co-adaptation."""
     done = [cell for cell in cells if is_finished(cell, study)]
     path = study.directory / "results.csv"
     _write([_scores(study, cell) for cell in done], COLUMNS, path)
-    if study.coadaptation is not None:
-        tables = [_coadaptation(cell) for cell in done]
-        _write(tables, COADAPTATION_COLUMNS, study.directory / "coadaptation.csv")
-    else:  # of a time when it was asked for; the tables of the runs stay
-        (study.directory / "coadaptation.csv").unlink(missing_ok=True)
+    for name, columns in COADAPTATION_COLUMNS.items():
+        gathered = study.directory / f"{name}.csv"
+        if study.coadaptation is not None:
+            part = study.coadaptation.part
+            _write([_coadaptation(cell, name, part) for cell in done], columns, gathered)
+        else:  # of a time when it was asked for; the tables of the runs stay
+            gathered.unlink(missing_ok=True)
     return path
 
 
@@ -52,8 +65,9 @@ def _scores(study: StudySpec, cell: Cell[Spot]) -> pd.DataFrame:
     return _labelled(long, cell).assign(run=f"runs/{cell.path}")
 
 
-def _coadaptation(cell: Cell[Spot]) -> pd.DataFrame:
-    return _labelled(_read(worker.coadaptation_files(cell.config.run_path)[0]), cell)
+def _coadaptation(cell: Cell[Spot], name: str, part: str) -> pd.DataFrame:
+    tables, _ = worker.coadaptation_files(cell.config.run_path)
+    return _labelled(_read(tables[name]), cell).assign(part=part)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -74,7 +88,7 @@ def _labelled(table: pd.DataFrame, cell: Cell[Spot]) -> pd.DataFrame:
 
 def _write(tables: Sequence[pd.DataFrame], columns: Sequence[str], path: Path) -> None:
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    keys = [column for column in columns if column not in ("value", "dice")]
+    keys = [column for column in columns if column in _KEYS]
     numbers = {"rate": float, "draw": int}
 
     def key(column: pd.Series) -> pd.Series:

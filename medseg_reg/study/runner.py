@@ -30,9 +30,11 @@ def is_finished(cell: Cell[Spot], study: StudySpec) -> bool:
         return False
     if study.coadaptation is None:
         return True
-    table, done = worker.coadaptation_files(run)
+    tables, done = worker.coadaptation_files(run)
     wanted = study.coadaptation.model_dump(mode="json")
-    return table.exists() and done.exists() and read_json(done) == wanted
+    # The settings are written last, but a run of an older version has fewer tables.
+    there = all(path.exists() for path in (*tables.values(), done))
+    return there and read_json(done) == wanted
 
 
 def check_existing(cells: Iterable[Cell[Any]]) -> None:

@@ -133,14 +133,17 @@ class BudgetSpec(Closed):
 
 
 class CoadaptationSpec(Closed):
-    """How trained networks are tested for co-adaptation.
+    """How trained networks are tested for co-adaptation, and how far they over-fit.
 
     Attributes:
+        part: the part of the split whose cases are taken for feature maps set to zero and for the
+            correlation of feature maps; gaps are between `train` and `val`.
         rates: shares of the feature maps before the output layer that are set to zero.
         draws: how often the feature maps are drawn for each rate.
         seed: of the draws.
     """
 
+    part: Literal["test", "val"] = "test"
     rates: tuple[Fraction, ...] = Field((0.0, 0.1, 0.2, 0.3, 0.4, 0.5), min_length=1)
     draws: Positive = 10
     seed: Seed = 0

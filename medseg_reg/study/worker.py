@@ -23,6 +23,8 @@ from medseg_reg.errors import run_main
 
 STOP = b"s"
 _GONE = 137
+# The tables of the tests of co-adaptation.
+COADAPTATION = ("coadaptation", "channel_correlation", "train_val_gap")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--leash", action="store_true", help="watch standard input")
     parser.add_argument("--train-only", action="store_true", help="leave the test part alone")
-    parser.add_argument("--coadaptation", type=json.loads, help="rates, draws and seed, as JSON")
+    parser.add_argument("--coadaptation", type=json.loads, help="its settings, as JSON")
     parsed = parser.parse_args(arguments)
     if parsed.leash:
         hold_leash()
@@ -88,22 +90,30 @@ def main(arguments: Sequence[str]) -> None:
         write_coadaptation(RunDirectory(config.run_path), parsed.coadaptation)
 
 
-def coadaptation_files(run: Path) -> tuple[Path, Path]:
-    """Return the table of the test of co-adaptation in a run directory, and its settings."""
+def coadaptation_files(run: Path) -> tuple[dict[str, Path], Path]:
+    """Return the tables of the tests of co-adaptation in a run directory, and their settings."""
     folder = run / "evaluation"
-    return folder / "coadaptation.csv", folder / "coadaptation.json"
+    return {name: folder / f"{name}.csv" for name in COADAPTATION}, folder / "coadaptation.json"
 
 
 def write_coadaptation(run: Any, settings: dict[str, Any]) -> None:
-    """Test a finished run for co-adaptation and keep the table in its directory."""
+    """Test a finished run for co-adaptation and keep the tables in its directory."""
     from medseg_reg.files import replacing, write_json
-    from medseg_reg.study.coadaptation import coadaptation
+    from medseg_reg.study.coadaptation import channel_correlation, coadaptation, gaps
 
-    table, done = coadaptation_files(run.path)
-    found = coadaptation(run, settings["rates"], settings["draws"], settings["seed"])
-    with replacing(table) as temporary:
-        found.to_csv(temporary, index=False, float_format="%.6f")
-    # Last, because its presence says that the table is there.
+    tables, done = coadaptation_files(run.path)
+    part = settings["part"]
+    found = {
+        "coadaptation": coadaptation(
+            run, settings["rates"], settings["draws"], settings["seed"], part
+        ),
+        "channel_correlation": channel_correlation(run, part),
+        "train_val_gap": gaps(run),
+    }
+    for name, path in tables.items():
+        with replacing(path) as temporary:
+            found[name].to_csv(temporary, index=False, float_format="%.6f")
+    # Last, because its presence says that the tables are there.
     write_json(done, settings)
 
 

@@ -19,6 +19,7 @@ from medseg_reg.study import coadaptation as module
 from medseg_reg.study.coadaptation import (
     channel_correlation,
     coadaptation,
+    gaps,
     generalization_gap,
     loss_gap,
 )
@@ -159,21 +160,38 @@ def test_a_network_of_another_package_is_tested_as_well(tmp_path):
     table = coadaptation(foreign, rates=(0.0, 0.5), draws=1)
     whole = table[table["rate"] == 0]["dice"].mean()
     assert whole == pytest.approx(evaluate(foreign)["dice"]["mean"])
-    assert 0 <= channel_correlation(foreign) <= 1
+    assert channel_correlation(foreign)["correlation"].between(0, 1).all()
 
 
-def test_correlation_is_that_of_numpy_over_all_pixels(run):
+@pytest.mark.parametrize("part", ["test", "val", "train"])
+def test_correlation_is_that_of_numpy_over_all_pixels_of_a_patient(run, part):
     network, subject = load_run_network(run), module._Subject(run, None)
-    maps: list[torch.Tensor] = []
-    network.classify.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    maps: dict[str, list[torch.Tensor]] = {}
+    seen: list[torch.Tensor] = []
+    network.classify.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     predictor = module.run_predictor(run, network)
-    for case in subject.cases("test"):
+    for case in subject.cases(part):
         predictor.labels(subject.store.image(case), case)
-    flat = torch.cat(maps).transpose(0, 1).flatten(1).double().numpy()
-    flat = flat[flat.std(axis=1) > 0]
-    r = np.abs(np.corrcoef(flat))
-    wanted = r[np.triu_indices(len(r), 1)].mean()
-    assert channel_correlation(run) == pytest.approx(wanted, abs=1e-6)
+        maps.setdefault(subject.group(case), []).extend(seen)
+        seen.clear()
+    wanted = {}
+    for group, some in maps.items():
+        flat = torch.cat(some).transpose(0, 1).flatten(1).double().numpy()
+        r = np.abs(np.corrcoef(flat[flat.std(axis=1) > 0]))
+        wanted[group] = r[np.triu_indices(len(r), 1)].mean()
+    found = channel_correlation(run, part)
+    assert found["group"].tolist() == sorted(wanted)
+    assert dict(found.to_numpy()) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_maps_that_repeat_each_other_are_correlated_by_one_and_constant_ones_are_left_out():
+    one = torch.randn(2, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    constant = torch.full_like(one, 5.0)
+    moments, alone = module._Moments(3), module._Moments(2)
+    moments.add(torch.cat([one, 3 - 2 * one, constant], dim=1))
+    assert moments.correlation() == pytest.approx(1)
+    alone.add(torch.cat([one, constant], dim=1))
+    assert np.isnan(alone.correlation())
 
 
 def test_gaps_are_differences_of_scores(run):
@@ -185,6 +203,34 @@ def test_gaps_are_differences_of_scores(run):
     row = table[table["epoch"] == losses["epoch"]].iloc[0]
     assert row["val_dice"] == table["val_dice"].max()
     assert losses["gap"] == pytest.approx(row["val_loss"] - row["train_loss"])
+    (both,) = gaps(run).to_dict("records")
+    assert both.pop("gap") == gap["gap"]
+    assert both.pop("loss_gap") == losses["gap"]
+    assert both == {
+        **{"train_dice": gap["train"], "val_dice": gap["val"], "epoch": losses["epoch"]},
+        **{key: losses[key] for key in ("train_loss", "val_loss")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("select", "scores", "epoch"),
+    [("best", (0.3, 0.6, 0.6), 2), ("last", (0.3, 0.6, 0.5), 3), ("best", (np.nan,) * 3, 1)],
+)
+def test_losses_are_those_of_the_epoch_that_was_kept(tmp_path, select, scores, epoch):
+    changes = {"regularization__optimization": {"select": select}}
+    content = tiny_config(tmp_path / "store", tmp_path, **changes)
+    (tmp_path / "config.yaml").write_text(parse_config(content, "test").to_yaml())
+    table = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": 1.0, "val_loss": [4.0, 3.0, 2.0]})
+    table.assign(val_dice=scores).to_csv(tmp_path / "metrics.csv", index=False)
+    found = loss_gap(RunDirectory(tmp_path))
+    assert (found["epoch"], found["val_loss"], found["gap"]) == (epoch, 5 - epoch, 4 - epoch)
+
+
+def test_a_run_that_was_never_validated_has_no_loss_gap(run, monkeypatch):
+    monkeypatch.setattr(module, "loss_gap", lambda _: (_ for _ in ()).throw(MedsegError("none")))
+    (both,) = gaps(run).to_dict("records")
+    assert np.isnan([both["epoch"], both["train_loss"], both["loss_gap"]]).all()
+    assert both["gap"] == pytest.approx(both["train_dice"] - both["val_dice"])
 
 
 def test_bad_numbers_and_unfinished_runs_are_refused(run, tmp_path):

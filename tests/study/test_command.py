@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from medseg_reg.study.__main__ import main
 from tests.stores import make_store
 from tests.study.studies import tiny_study
-from tests.training import command
+from tests.training import command, same_weights
 
 ROOT = Path(__file__).parents[2]
 
 
-def write_study(folder: Path, name: str, store: Path) -> Path:
-    content = tiny_study(store, folder / name, run=str(folder / name), workers=2)
+def write_study(folder: Path, name: str, store: Path, **changes: object) -> Path:
+    content = tiny_study(store, folder / name, run=str(folder / name), workers=2, **changes)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
@@ -40,6 +45,52 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path, capsys):
     assert lines[0].split() == ["to", "do", "blobs/unet/none/seed0"]
     assert lines[-1] == "6 runs, 0 done, 2 at a time"
     assert not (tmp_path / "study").exists()
+
+
+def commands_of(report: Path) -> dict[str, list[str]]:
+    """Return the commands of a report, by the module that they run, as lists of words."""
+    block = re.search(r'aria-label="Commands">(.*?)</pre>', report.read_text("utf-8"), re.DOTALL)
+    assert block
+    lines = [shlex.split(html.unescape(line)) for line in block[1].splitlines()]
+    return {words[2]: words for words in reversed(lines)}
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_report_repeat_its_scores(tmp_path):
+    store = make_store(tmp_path / "store", cases=6, slices=6, size=32).path
+    asked = {"part": "val", "rates": [0.0, 0.5], "draws": 2}
+    only = {"methods": {"none": []}, "seeds": [3], "coadaptation": asked}
+    path = write_study(tmp_path, "a study", store, **only)  # a name that a shell would part
+    main(["--config", str(path)])
+    study = tmp_path / "a study"
+    told = commands_of(study / "report.html")
+    first = study / "runs" / "blobs" / "unet" / "none" / "seed3"
+    train = told["medseg_reg.train"]
+    again = Path(train[-1].removeprefix("run="))
+    assert not again.exists()
+    done = command(train[2], *train[3:])
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = Path("evaluation") / "per_case.csv"
+    assert same_weights(first, again)
+    assert (again / scores).read_bytes() == (first / scores).read_bytes()
+    # What the study measured of the run is there too, of the cases that were asked for.
+    fallen, maps, gap = (
+        pd.read_csv(study / f"{name}.csv")
+        for name in ("coadaptation", "channel_correlation", "train_val_gap")
+    )
+    validated = pd.read_csv(study / "coadaptation.csv", dtype=str)["group"]
+    cases = json.loads((first / "splits.json").read_text())["val"]
+    assert len(maps) == len(set(validated)) == len(cases)
+    assert set(fallen["part"]) == set(maps["part"]) == {"val"}
+    assert gap["val_dice"].item() == pytest.approx(
+        fallen.loc[fallen["rate"] == 0, "dice"].mean(), abs=1e-5
+    )
+    assert gap["gap"].item() == pytest.approx(
+        gap["train_dice"].item() - gap["val_dice"].item(), abs=1e-5
+    )
+    metrics = pd.read_csv(first / "metrics.csv")
+    assert gap["val_loss"].item() == pytest.approx(metrics["val_loss"].iloc[-1], abs=1e-5)
+    assert "Correlation of feature maps" in (study / "report.html").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.report import write_report
@@ -22,6 +21,7 @@ from medseg_reg.study.report.source import Source
 from medseg_reg.study.report.sweeps import find_sweeps
 from medseg_reg.study.report.tables import measures
 from medseg_reg.study.report.words import summarize
+from medseg_reg.study.results import COADAPTATION_COLUMNS
 from medseg_reg.study.statistics import is_supported
 from tests.study.made_study import GROUPS, METHODS, make_study, write_run, write_study
 
@@ -130,6 +130,7 @@ def test_every_table_is_there_as_csv_and_as_latex(made_study: Path) -> None:
     folder = made_study / "tables"
     names = {path.stem for path in folder.iterdir()}
     assert {"methods_by_networks", "comparisons", "scores", "ranks", "runs", "splits"} <= names
+    assert {"channel_correlation", "train_val_gap"} <= names
     for name in names:
         text = (folder / f"{name}.tex").read_text("utf-8")
         assert r"\toprule" in text
@@ -141,7 +142,8 @@ def test_every_table_is_there_as_csv_and_as_latex(made_study: Path) -> None:
 def test_every_figure_is_there_as_svg_png_and_csv(made_study: Path, page: Page) -> None:
     every = list((made_study / "figures").iterdir())
     files = [path for path in every if not path.name.startswith("panel-")]
-    for kind in ("differences", "patients", "seeds", "sweep", "curves", "coadaptation"):
+    tests = ("coadaptation", "correlation", "gap")
+    for kind in ("differences", "patients", "seeds", "sweep", "curves", *tests):
         for dataset in ("phantom", "gone"):
             found = {p.suffix for p in files if p.name.startswith(f"{kind}-{dataset}-unet")}
             assert found == {".svg", ".png", ".csv"}
@@ -207,18 +209,20 @@ def test_methods_that_differ_in_one_number_are_found(made_study: Path) -> None:
 def test_placement_splits_versions_and_commands_are_shown(page: Page, made_study: Path) -> None:
     for text in ("encoder.0.between_convs", "0.098", "split-phantom", "2.15.0", "baseline: none"):
         assert text in page.text
-    assert f"python -m medseg_reg.study --config {made_study / 'study.yaml'}" in page.text
+    again = made_study.with_name("made_again")
+    whole = f"python -m medseg_reg.study --config {made_study / 'study.yaml'} run={again}"
+    assert whole in page.text
 
 
 def test_names_from_files_never_become_markup(small: Callable[[], Path]) -> None:
     path = small()
     evil = f'{EVIL}"><img src=x onerror=alert(1)>$x_1$'
-    for name in ("results.csv", "coadaptation.csv"):
-        table = pd.read_csv(path / name)
+    for name in ("results", *COADAPTATION_COLUMNS):
+        table = pd.read_csv(path / f"{name}.csv")
         for column in {"dataset", "network", "method", "case", "class", "split"} & set(table):
             last = table[column] == table[column].iloc[-1]
             table.loc[last, column] = evil
-        table.to_csv(path / name, index=False)
+        table.to_csv(path / f"{name}.csv", index=False)
     (path / "failures.csv").write_text(f"method,error\n{EVIL},{EVIL}\n", "utf-8")
     write_study(path, name=evil, methods={"none": [], evil: []}, seeds=2)
     summary = {"notes": [EVIL], "valid_for_reporting": True}
@@ -236,7 +240,8 @@ def test_names_from_files_never_become_markup(small: Callable[[], Path]) -> None
 def test_failures_missing_runs_and_no_coadaptation(small: Callable[[], Path]) -> None:
     path = small()
     write_study(path, seeds=3)
-    (path / "coadaptation.csv").unlink()
+    for name in COADAPTATION_COLUMNS:
+        (path / f"{name}.csv").unlink()
     lines = ["dataset,network,method,seed,exit_code,error", "gone,unet,dropout,2,70,out of memory"]
     (path / "failures.csv").write_text("\n".join(lines), "utf-8")
     first = report(path)
@@ -332,14 +337,6 @@ def test_a_method_without_any_dice_is_told(small: Callable[[], Path]) -> None:
     table.loc[lost, "value"] = float("nan")
     table.to_csv(path / "results.csv", index=False)
     assert "gone, unet: dropout: no DICE is known" in summary(path)
-
-
-def test_unequal_budgets_are_told(small: Callable[[], Path]) -> None:
-    path = small()
-    run = path / "runs" / "gone" / "unet" / "dropout" / "seed0"
-    content = {"regularization": {"architecture": []}, "training": {"epochs": 300}}
-    (run / "config.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    assert "gone, unet: the runs had unequal budgets ([3, 300] epochs)" in summary(path)
 
 
 def test_names_that_pandas_takes_for_missing_stay_names(small: Callable[[], Path]) -> None:

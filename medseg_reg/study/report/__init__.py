@@ -2,6 +2,8 @@
 
 source.py     what a study directory holds
 words.py      what the data support, and what they do not, in sentences
+measured.py   how far methods co-adapt and over-fit
+budgets.py    whether the runs had equal budgets
 tables.py     tables for the page, as CSV and as LaTeX
 figures.py    figures for the page, as SVG and as PNG
 sweeps.py     methods that differ in one number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib
@@ -31,25 +32,83 @@ MOST_LINES = 80
 
 
 def all_figures(
-    source: Source, compared: pd.DataFrame, sweeps: dict[Pair, list[Sweep]]
+    source: Source,
+    compared: pd.DataFrame,
+    sweeps: dict[Pair, list[Sweep]],
+    measured: pd.DataFrame,
 ) -> dict[str, list[Figure]]:
-    """Return the figures by the section that they belong to."""
+    """Return the figures by the section that they belong to.
+
+    Args:
+        source: the study.
+        compared: rows of `compare`, of DICE.
+        sweeps: methods that differ in one number.
+        measured: rows of `compare_measures`.
+    """
     found: dict[str, list[Figure]] = {
         key: [] for key in ("differences", "distributions", "sweeps", "curves", "coadaptation")
     }
     with matplotlib.rc_context(RC):
         for pair in source.pairs:
-            rows = compared[(compared["dataset"] == pair[0]) & (compared["network"] == pair[1])]
+            rows = _of_pair(compared, pair)
             found["differences"] += _some(forest(source, pair, rows))
             found["distributions"] += _some(distribution(source, pair, "group"))
             found["distributions"] += _some(distribution(source, pair, "seed"))
             found["sweeps"] += [sweep(source, pair, rows, one) for one in sweeps[pair]]
             found["curves"] += _some(curves(source, pair))
             found["coadaptation"] += _some(coadaptation(source, pair))
+            for metric, shown in MEASURES.items():
+                rows = _of_pair(measured[measured["metric"] == metric], pair)
+                found["coadaptation"] += _some(forest(source, pair, rows, shown))
     return found
 
 
-def forest(source: Source, pair: Pair, rows: pd.DataFrame) -> Figure | None:
+@dataclass(frozen=True)
+class Forest:
+    """What a forest plot is of: differences of methods to the baseline.
+
+    Attributes:
+        name: of its files.
+        what: the score or measure.
+        reading: of the axis, in a few words.
+        caption: behind "difference to none".
+    """
+
+    name: str
+    what: str
+    reading: str
+    caption: str
+
+
+DIFFERENCES = Forest(
+    "differences",
+    "DICE",
+    "right of 0 is better",
+    "with its interval. An interval that covers 0 leaves open which is better.",
+)
+# Of the tests of co-adaptation, by their names in `compare_measures`.
+MEASURES = {
+    "channel_correlation": Forest(
+        "correlation",
+        "|r|",
+        "left of 0 maps repeat less",
+        "in the mean correlation |r| of pairs of feature maps before the output layer, with its "
+        "interval over patients and seeds: left of 0 the maps repeat each other less, which is no "
+        "gain in DICE by itself.",
+    ),
+    "train_val_gap": Forest(
+        "gap",
+        "gap",
+        "right of 0 over-fits more",
+        "in DICE on training cases minus DICE on validation cases, with its interval over "
+        "trainings: right of 0 the network over-fits more.",
+    ),
+}
+
+
+def forest(
+    source: Source, pair: Pair, rows: pd.DataFrame, shown: Forest = DIFFERENCES
+) -> Figure | None:
     """Draw the difference of each method to the baseline, and its interval."""
     rows = rows[rows["method"] != source.baseline].dropna(subset=["difference"])
     rows = rows.set_index("method").reindex([m for m in source.methods if m in set(rows["method"])])
@@ -69,15 +128,12 @@ def forest(source: Source, pair: Pair, rows: pd.DataFrame) -> Figure | None:
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         parts.append(f"{method} {text}")
     axes.axvline(0, color=INK, linewidth=1, alpha=0.6)
-    axes.set_xlabel(f"difference in DICE to {short(source.baseline)}; right of 0 is better")
+    axes.set_xlabel(f"difference in {shown.what} to {short(source.baseline)}; {shown.reading}")
     _rows(axes, list(rows.index))
     axes.margins(x=0.08)
-    caption = (
-        f"{_title(pair)}: difference to {source.baseline} with its interval. An interval that "
-        "covers 0 leaves open which is better."
-    )
-    alt = f"Differences in DICE to {source.baseline}, {_title(pair)}: {'; '.join(parts)}."
-    return finish(slug("differences", *pair), figure, caption, alt, rows.reset_index())
+    caption = f"{_title(pair)}: difference to {source.baseline} {shown.caption}"
+    alt = f"Differences in {shown.what} to {source.baseline}, {_title(pair)}: {'; '.join(parts)}."
+    return finish(slug(shown.name, *pair), figure, caption, alt, rows.reset_index())
 
 
 def distribution(source: Source, pair: Pair, unit: Literal["group", "seed"]) -> Figure | None:
@@ -220,10 +276,10 @@ def curves(source: Source, pair: Pair) -> Figure | None:
 
 def coadaptation(source: Source, pair: Pair) -> Figure | None:
     """Draw DICE over the share of feature maps that are set to zero before the output layer."""
-    if source.coadaptation is None:
+    table = source.coadaptation.get("coadaptation")
+    if table is None:
         return None
-    table = source.coadaptation
-    table = table[(table["dataset"] == pair[0]) & (table["network"] == pair[1])]
+    table = _of_pair(table, pair)
     if table.empty:
         return None
     seeds = table.groupby(["method", "rate", "seed"], sort=False)["dice"].mean()
@@ -254,6 +310,10 @@ def coadaptation(source: Source, pair: Pair) -> Figure | None:
 
 def _some(figure: Figure | None) -> list[Figure]:
     return [] if figure is None else [figure]
+
+
+def _of_pair(table: pd.DataFrame, pair: Pair) -> pd.DataFrame:
+    return table[(table["dataset"] == pair[0]) & (table["network"] == pair[1])]
 
 
 def _title(pair: Pair) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medseg_reg.files import write_text
-from medseg_reg.study.report import panels, provenance, tables, words
+from medseg_reg.study.report import measured, panels, provenance, tables, words
 from medseg_reg.study.report.comparing import CONFIDENCE, DIFFERENCE, compare_all
 from medseg_reg.study.report.drawing import write_figures
 from medseg_reg.study.report.figures import all_figures
@@ -86,9 +86,10 @@ def _content(source: Source, cases: int) -> dict[str, Any]:
     found = compare_all(source)
     sweeps = {pair: find_sweeps(source, pair) for pair in source.pairs}
     shown, problems = panels.make_panels(source, cases)
+    tested = measured.compare_measures(source)
     return {
         "compared": found,
-        "figures": all_figures(source, found.dice, sweeps),
+        "figures": all_figures(source, found.dice, sweeps, tested),
         "panels": shown,
         "problems": problems,
         "tables": {
@@ -97,6 +98,8 @@ def _content(source: Source, cases: int) -> dict[str, Any]:
             "ranks": tables.ranks(found.ranked, found.needed, DIFFERENCE),
             "measures": tables.measures(source),
             "classes": tables.classes(source),
+            "correlation": measured.correlations(source, tested, confidence),
+            "gap": measured.gaps(source, tested, confidence),
             "placement": provenance.placements(source),
             "splits": provenance.splits(source),
             "versions": provenance.versions(source),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from medseg_reg.study.report.budgets import at, epochs_trained
+from medseg_reg.study.report.drawing import slug
 from medseg_reg.study.report.source import Source
 from medseg_reg.study.report.tables import (
     NOTHING,
@@ -34,7 +37,8 @@ def runs(source: Source) -> Table:
                 **one,
                 "dice": means.get(one["run"]),
                 "parameters": network.get("parameters", environment.get("parameters")),
-                "epochs": _epochs(source, one["run"]),
+                "epochs": at(source.file(one["run"], "config.yaml"), "training.epochs"),
+                "trained": epochs_trained(source, one["run"]),
                 "precision": environment.get("precision"),
                 "device": environment.get("gpu") or environment.get("processor"),
                 "valid": "" if not summary else str(summary.get("valid_for_reporting", True)),
@@ -46,6 +50,7 @@ def runs(source: Source) -> Table:
         "dice": ("DICE", score),
         "split": ("split", words),
         "epochs": ("epochs", count),
+        "trained": ("epochs trained", count),
         "parameters": ("parameters", count),
         "precision": ("precision", words),
         "device": ("device", words),
@@ -144,19 +149,19 @@ def failures(source: Source) -> Table | None:
 
 
 def commands(source: Source) -> list[str]:
-    """Return the commands that make this study again."""
-    file = shlex.quote(str(source.path / "study.yaml"))
+    """Return the commands that make this study again, beside itself: what is finished stays."""
+    file = source.path / "study.yaml"
+    again = source.path.parent / f"{source.path.name}_again"
+    if not source.path.name:  # the present folder
+        again = source.path.resolve().with_name(f"{source.path.resolve().name}_again")
     lines = [
-        f"python -m medseg_reg.study --config {file}",
-        f"python -m medseg_reg.study --config {file} --only report",
+        ("study", "--config", file, f"run={again}"),
+        ("study", "--config", file, "--only", "report"),
     ]
     if len(source.runs):
-        run = source.path / str(source.runs["run"].iloc[0])
-        lines.append(f"python -m medseg_reg.train --config {shlex.quote(str(run / 'config.yaml'))}")
-        lines.append(f"python -m medseg_reg.evaluate --run {shlex.quote(str(run))}")
-    return lines
-
-
-def _epochs(source: Source, run: str) -> int | None:
-    config = source.file(run, "config.yaml") or {}
-    return (config.get("training") or {}).get("epochs")
+        run = str(source.runs["run"].iloc[0])
+        repeated = again.with_name(f"{again.name}_{slug(*Path(run).parts[1:])}")
+        config = source.path / run / "config.yaml"
+        lines.append(("train", "--config", config, f"run={repeated}"))
+        lines.append(("evaluate", "--run", source.path / run))
+    return [shlex.join(["python", "-m", f"medseg_reg.{n}", *map(str, r)]) for n, *r in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,9 @@ METRICS = {
     "ece": "ECE",
 }
 
+# Columns of the tests of co-adaptation that hold no numbers.
+_TEXTS = ("dataset", "network", "method", "split", "part", "group")
+
 Pair = tuple[str, str]
 
 
@@ -44,7 +48,8 @@ class Source:
         settings: study.yaml, resolved.
         text: study.yaml as it is written.
         results: results.csv; names are text, `seed` is an integer, `value` a number or NaN.
-        coadaptation: coadaptation.csv, where there is one.
+        coadaptation: the tables of the tests of co-adaptation, as far as there are some, by the
+            names of their files.
         failures: failures.csv as text, where there is one.
     """
 
@@ -52,7 +57,7 @@ class Source:
     settings: dict[str, Any]
     text: str
     results: pd.DataFrame
-    coadaptation: pd.DataFrame | None
+    coadaptation: dict[str, pd.DataFrame]
     failures: pd.DataFrame | None
 
     @classmethod
@@ -70,14 +75,18 @@ class Source:
         settings, text = _settings(path / "study.yaml")
         results = _read(path / "results.csv", COLUMNS, ("seed", "value"))
         results["value"] = results["value"].astype(float)
-        extra, failures = path / "coadaptation.csv", path / "failures.csv"
-        numbers = ("seed", "rate", "draw", "dice")
+        failures = path / "failures.csv"
+        tests = {
+            name: _read(path / f"{name}.csv", columns, [c for c in columns if c not in _TEXTS])
+            for name, columns in COADAPTATION_COLUMNS.items()
+            if (path / f"{name}.csv").exists()
+        }
         return cls(
             path,
             settings,
             text,
             results,
-            _read(extra, COADAPTATION_COLUMNS, numbers) if extra.exists() else None,
+            tests,
             _read(failures, (), ()) if failures.exists() else None,
         )
 
@@ -181,7 +190,7 @@ def _settings(path: Path) -> tuple[dict[str, Any], str]:
     return content, text
 
 
-def _read(path: Path, columns: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:
+def _read(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     # As text first: a method may be called None, a case 007.
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

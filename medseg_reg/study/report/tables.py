@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def from_frame(
     note: str = "",
     header: str = "",
     by: Mapping[str, str] | None = None,
+    raw: pd.DataFrame | None = None,
 ) -> Table:
     """Make a table of a frame.
 
@@ -121,6 +122,7 @@ def from_frame(
         note: stands below.
         header: the column that names the row.
         by: columns of text that are sorted by another column.
+        raw: what the CSV holds, by default `frame`.
     """
     by = by or {}
     kept = [key for key in columns if key in frame]
@@ -134,7 +136,8 @@ def from_frame(
     ]
     titles = [columns[k][0] for k in kept]
     place = kept.index(header) if header in kept else 0
-    return Table(name, caption, titles, rows, frame, note, place, numeric)
+    whole = frame if raw is None else raw
+    return Table(name, caption, titles, rows, whole, note, place, numeric)
 
 
 WHERE = {"dataset": ("data set", words), "network": ("network", words), "method": ("method", words)}
@@ -181,20 +184,24 @@ def methods_by_networks(source: Source, compared: pd.DataFrame, confidence: str)
     )
 
 
-def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Table:
-    """Return all comparisons with the baseline."""
-    frame = compared.copy()
-    frame["score"] = [METRICS.get(name, name) for name in frame["metric"]]
-    frame["mean_shown"] = [
-        f"{score(row['mean'])} ({interval(row['low'], row['high'])})" for _, row in frame.iterrows()
-    ]
-    frame["difference_shown"] = [
+def spanned(compared: pd.DataFrame) -> pd.DataFrame:
+    """Add means and differences with their intervals in words to rows of `compare`."""
+    rows = [row for _, row in compared.iterrows()]
+    means = [f"{score(row['mean'])} ({interval(row['low'], row['high'])})" for row in rows]
+    differences = [
         f"{signed(row['difference'])} "
         f"({interval(row['difference_low'], row['difference_high'], signed)})"
         if _known(row["difference"])
         else NOTHING
-        for _, row in frame.iterrows()
+        for row in rows
     ]
+    return compared.assign(mean_shown=means, difference_shown=differences)
+
+
+def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Table:
+    """Return all comparisons with the baseline."""
+    frame = spanned(compared)
+    frame["score"] = [METRICS.get(name, name) for name in frame["metric"]]
     columns = {
         **WHERE,
         "score": ("score", words),
@@ -217,9 +224,8 @@ def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Tabl
     )
     caption = f"Comparisons with {source.baseline}"
     by = {"mean_shown": "mean", "difference_shown": "difference"}
-    table = from_frame("comparisons", caption, frame, columns, note, "method", by)
     raw = compared[["metric", *(c for c in compared if c != "metric")]]
-    return replace(table, frame=raw)
+    return from_frame("comparisons", caption, frame, columns, note, "method", by, raw)
 
 
 def measures(source: Source) -> Table:
@@ -273,7 +279,10 @@ def ranks(ranked: pd.DataFrame, needed: pd.DataFrame, difference: float) -> Tabl
         "seeds_needed": ("seeds needed", _seeds),
     }
     note = (
-        "First in: share of bootstrap resamples in which the method has the highest mean. Seeds "
+        "Interval of the rank: it leaves out the places of those methods alone that are surely "
+        "better or worse, by the intervals of all differences together. First in: share of "
+        "bootstrap resamples in which the method has the highest mean; with few seeds it is too "
+        "sure, so read it beside the interval. Seeds "
         f"needed: to find a difference of {difference:g} DICE to the baseline with a power of "
         f"80 % at a level of {ALPHA:g} divided by the number of methods that are compared with the "
         "baseline in that data set and network, given the spread seen here; a guide for the next "

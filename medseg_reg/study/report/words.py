@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from medseg_reg.study.report.budgets import unequal_budgets
 from medseg_reg.study.report.comparing import ALPHA, Comparisons
 from medseg_reg.study.report.source import METRICS, Source
 from medseg_reg.study.report.tables import p_value, share
 from medseg_reg.study.statistics import is_supported, least_p, verdict
 
 FEW_SEEDS = 3
-CLEAR = 0.95
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,11 @@ def _winners(ranked: pd.DataFrame) -> Iterator[str]:
         if len(rows) < 2 or rows["best"].isna().all():
             continue
         top = rows.loc[rows["best"].idxmax()]
-        if top["best"] < CLEAR:
+        if top["high"] > 1:
             yield (
                 f"{dataset}, {network}: no method is clearly the best; {top['method']} comes first "
-                f"most often, in {share(top['best'])} of the resamples."
+                f"most often, in {share(top['best'])} of the resamples, and its rank lies between "
+                f"{top['low']:.0f} and {top['high']:.0f} of {len(rows)}."
             )
 
 
@@ -137,7 +138,7 @@ def _runs(source: Source) -> Iterator[str]:
     if len(seeds) and seeds.min() < FEW_SEEDS:
         yield (
             f"With {counted(int(seeds.min()), 'seed')} in some cells the chance of the training is "
-            "hardly seen, so intervals there are too narrow."
+            "hardly seen, so intervals there, and those of ranks, are too narrow."
         )
 
 
@@ -159,25 +160,19 @@ def _power(others: pd.DataFrame) -> Iterator[str]:
 
 def _data(source: Source) -> Iterator[str]:
     notes: dict[str, None] = {}
-    epochs: dict[tuple[str, str], set[object]] = {}
     invalid = set()
     for row in source.runs.itertuples():
         summary = source.file(row.run, "summary.json") or {}
         notes.update(dict.fromkeys(f"{row.dataset}: {note}" for note in summary.get("notes", [])))
         if not summary.get("valid_for_reporting", True):
             invalid.add(str(row.method))
-        config = source.file(row.run, "config.yaml") or {}
-        if budget := (config.get("training") or {}).get("epochs"):
-            epochs.setdefault((row.dataset, row.network), set()).add(budget)
     for method in sorted(invalid):
         yield (
             f"INVALID FOR REPORTING: {method} reads the true labels at test time; its scores say "
             "nothing about new patients."
         )
     yield from notes
-    for (dataset, network), found in epochs.items():
-        if len(found) > 1:
-            yield f"{dataset}, {network}: the runs had unequal budgets ({sorted(found)} epochs)."
+    yield from unequal_budgets(source)
     empty = int(source.results["value"].isna().sum())
     if empty:
         yield f"{empty} of {len(source.results)} values in results.csv are missing."

@@ -18,15 +18,19 @@ Missing = Literal["leave_out", "refuse"]
 
 COLUMNS = ("dataset", "network", "method", "seed", "split", "case", "group", "class")
 
-# What is better. Volume differences are signed; their absolute value is judged.
+# What is better. Volume differences are signed; their absolute value is judged. The last two are
+# no scores: less is less co-adapted, and less over-fitted.
 METRICS: dict[str, Literal["more", "less"]] = {
     **dict.fromkeys(("dice", "iou", "precision", "recall", "surface_dice"), "more"),
     **dict.fromkeys(("hd95", "assd", "ece", "volume_difference", "volume_difference_ml"), "less"),
+    **dict.fromkeys(("channel_correlation", "train_val_gap"), "less"),
 }
 # What a score cannot leave.
 _BOUNDS = {
     **dict.fromkeys(("dice", "iou", "precision", "recall", "surface_dice", "ece"), (0.0, 1.0)),
     **dict.fromkeys(("hd95", "assd", "volume_difference", "volume_difference_ml"), (0.0, math.inf)),
+    "channel_correlation": (0.0, 1.0),
+    "train_val_gap": (-1.0, 1.0),
 }
 _ABSOLUTE = ("volume_difference", "volume_difference_ml")
 
