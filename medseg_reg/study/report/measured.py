@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import pandas as pd
 
 from medseg_reg.errors import MedsegError
@@ -12,6 +15,7 @@ from medseg_reg.study.statistics import balanced, compare
 
 KEYS = ["dataset", "network", "method"]
 MEANT = {"channel_correlation": "|r|", "train_val_gap": "gap"}
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
 TESTS = DIFFERENCES[DIFFERENCES.index("tested_groups") :]
 
 
@@ -82,10 +86,10 @@ def _table(
     name: str,
     caption: str,
     frame: pd.DataFrame,
-    before: dict[str, tuple[str, object]],
+    before: Columns,
     note: str,
     confidence: str,
-    behind: dict[str, tuple[str, object]] | None = None,
+    behind: Columns | None = None,
 ) -> Table:
     # Two looks at a network beside its scores: no tests, which would ask for a correction too.
     frame = frame.drop(columns=["metric", *TESTS])
