@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from medseg_reg.config import Config
 from medseg_reg.config_network import FOREIGN_NAMES, OWN_NAMES
+from medseg_reg.config_pretraining import MaskingSpec
 from medseg_reg.data.augment import TRANSFORMS
 from medseg_reg.regularizers import regularizer_names
 
@@ -208,6 +209,11 @@ MEANINGS = {
     "training.checkpoint_minutes": "Also save inside an epoch when the last save is older; null "
     "saves after epochs alone.",
     "training.progress": "Show progress bars.",
+    "masking.ratio": "Share of the patches that are hidden.",
+    "masking.normalize": "Whether the target of each patch is brought to mean 0 and variance 1.",
+    "masking.width": "Features of a token in the decoder, which is thrown away.",
+    "masking.blocks": "Transformer blocks of the decoder.",
+    "masking.heads": "Heads of their attention.",
     "evaluation.empty": "Score of a class that is empty in truth and prediction; see "
     "[evaluation](evaluation.md#empty-slices).",
     "evaluation.metrics": "Scores besides those from counts: `surface` (HD95, ASSD, surface DICE) "
@@ -253,6 +259,11 @@ SECTIONS = {
     "schedule": ("schedule", "The learning rate, as a factor on `optimizer.lr`."),
     "training": ("training", "How long, on what, and how exactly."),
     "evaluation": ("evaluation", "How a trained network is judged."),
+    "masking": (
+        "masking",
+        "Of a [pre-training](pretraining.md) alone, which has no `evaluation`, and of "
+        "`regularization` `data`, `penalty` and `optimization.gradient_clip`.",
+    ),
 }
 
 
@@ -343,7 +354,7 @@ def page() -> str:
     Raises:
         SystemExit: a key has no meaning here, or a meaning no key; names them.
     """
-    found = dict(keys())
+    found = {**dict(keys()), **dict(keys(MaskingSpec, "masking."))}
     if found.keys() != MEANINGS.keys():
         odd = ", ".join(sorted(found.keys() ^ MEANINGS.keys()))
         raise SystemExit(f"docs/make_configuration.py: MEANINGS differs from the models: {odd}")

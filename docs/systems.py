@@ -351,6 +351,21 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
             "tokens that are not chosen stay in the map",
         ),
     ),
+    "masking": (
+        "Masked autoencoder (pre-training)",
+        "He et al., CVPR 2022",
+        System(
+            "pre-training for classification, detection, segmentation",
+            {
+                FORMULA: "networks/test_masked_autoencoder.py::test_the_loss_equals_brute_force",
+                LIBRARY: "networks/test_masked_autoencoder.py"
+                "::test_with_every_patch_visible_it_is_the_transformer_itself",
+                TOY: "engine/test_pretraining.py::test_on_frames_of_bagls_it_beats_the_mean_patch",
+            },
+            "whether it helps a segmentation; transformers of windows",
+            "its weights go into UNETR and DPT",
+        ),
+    ),
 }
 
 _TERMS = {FORMULA: "losses/test_terms.py::test_each_term_equals_its_formula"}

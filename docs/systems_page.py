@@ -24,6 +24,8 @@ _WHERE = {
     "tree_gates": "`network.tree_depth`",
     "routing": "`network.experts`",
 }
+# Keys of a configuration that are systems too.
+_PARTS = ("tree_depth", "experts", "token_selection", "masking")
 # Stands for a method without an entry.
 NEW = System("", {}, "told in `docs/systems.py`: nothing yet")
 _PAGE = """\
@@ -87,7 +89,7 @@ def check_systems(found: Sequence[Entry]) -> None:
         SystemExit: a method, network or loss has no entry, one has no method, or a test is gone.
     """
     _same({one.name for one in found}, METHODS, "method")
-    _same({*_own_networks(), "tree_depth", "experts", "token_selection"}, NETWORKS, "network")
+    _same({*_own_networks(), *_PARTS}, NETWORKS, "network")
     _same(_terms(), LOSSES, "loss")
     every = [*METHODS.values(), *(one[2] for one in (*NETWORKS.values(), *LOSSES.values()))]
     _check_tests(test for one in every for test in one.tests.values())

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -135,8 +135,11 @@ class EvaluationSpec(Closed):
     batch_size: Positive = 8
 
 
-class Config(Closed):
-    """A whole run. `{seed}` and `{name}` in `run` stand for the values of those keys."""
+class RunConfig(Closed):
+    """What every run has, with labels or without.
+
+    `{seed}` and `{name}` in `run` stand for the values of those keys.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     run: str = "runs/{name}"
@@ -147,16 +150,30 @@ class Config(Closed):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     training: TrainingSpec = TrainingSpec()
-    evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
-    def _epochs_are_validated(self) -> Config:
+    def _epochs_are_validated(self) -> RunConfig:
         if self.training.validate_every > self.training.epochs:
             raise ValueError(
                 f"training.validate_every is {self.training.validate_every}, but training.epochs "
                 f"is {self.training.epochs}: no epoch would be validated"
             )
         return self
+
+    @property
+    def run_path(self) -> Path:
+        """The run directory."""
+        return Path(self.run.replace("{seed}", str(self.seed)).replace("{name}", self.name))
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration, every default written out."""
+        return write_yaml(self.model_dump(mode="json"))
+
+
+class Config(RunConfig):
+    """A whole run: a network is trained with labels, and judged."""
+
+    evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
     def _outputs_have_weights(self) -> Config:
@@ -179,14 +196,8 @@ class Config(Closed):
             )
         return self
 
-    @property
-    def run_path(self) -> Path:
-        """The run directory."""
-        return Path(self.run.replace("{seed}", str(self.seed)).replace("{name}", self.name))
 
-    def to_yaml(self) -> str:
-        """Return the resolved configuration, every default written out."""
-        return write_yaml(self.model_dump(mode="json"))
+SomeConfig = TypeVar("SomeConfig", bound=RunConfig)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -196,19 +207,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         MedsegError: the file is missing, is not YAML, or a key or value is wrong; the message
             names the file, the line, the key, what was found, and the nearest right key.
     """
+    return load_as(Config, path, overrides)
+
+
+def load_as(model: type[SomeConfig], path: Path, overrides: Sequence[str] = ()) -> SomeConfig:
+    """Read a configuration of some kind, as `load_config` does."""
     content, lines = read_yaml(path)
     content = with_overrides(content, overrides)
-    return parse_config(content, str(path), origins(path, lines, overrides))
+    return parse_as(model, content, str(path), origins(path, lines, overrides))
 
 
 def parse_config(content: Any, origin: str, places: Origins | None = None) -> Config:
     """Validate the content of a configuration; `origin` names it in errors."""
+    return parse_as(Config, content, origin, places)
+
+
+def parse_as(
+    model: type[SomeConfig], content: Any, origin: str, places: Origins | None = None
+) -> SomeConfig:
+    """Validate the content of a configuration of some kind; `origin` names it in errors."""
     if not isinstance(content, dict):
         raise MedsegError(f"{origin}: holds no configuration, but {type(content).__name__}.")
     try:
-        return Config.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise MedsegError(explain(error, Config, origin, places or {})) from None
+        raise MedsegError(explain(error, model, origin, places or {})) from None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -223,7 +246,14 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not arguments or arguments[0].startswith("-"):
         raise MedsegError(usage)
-    print(load_config(Path(arguments[0]), arguments[1:]).to_yaml(), end="")
+    path, overrides = Path(arguments[0]), arguments[1:]
+    content, _ = read_yaml(path)
+    if isinstance(content, dict) and "masking" in content:
+        from medseg_reg.config_pretraining import load_pretraining
+
+        print(load_pretraining(path, overrides).to_yaml(), end="")
+    else:
+        print(load_config(path, overrides).to_yaml(), end="")
 
 
 if __name__ == "__main__":

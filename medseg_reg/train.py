@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from medseg_reg.errors import MedsegError, run_main
 
 if TYPE_CHECKING:
-    from medseg_reg.config import Config
+    from medseg_reg.config import RunConfig
 
 
 def main(arguments: Sequence[str], own_process: bool = False) -> None:
@@ -29,32 +29,42 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
         own_process: whether the process is there for this training alone, so that its allocator
             and its number of threads may be set.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m medseg_reg.train", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    parsed = parser.parse_intermixed_args(arguments)
+    parsed = parse(arguments, "train", __doc__ or "", "configs/")
     # Imported here: they take seconds, and --help needs none of them.
     from lightning.pytorch.utilities import rank_zero_only
 
     from medseg_reg.config import load_config
     from medseg_reg.engine.fit import fit
-    from medseg_reg.engine.host import keep_freed_memory, use_allowed_cores
+    from medseg_reg.engine.host import prepare_process
     from medseg_reg.inference.evaluation import evaluate, headline
 
     config = load_config(parsed.config, parsed.overrides)
     make_phantom(config)
     if own_process:
-        use_allowed_cores()
-        if config.training.keep_memory:
-            keep_freed_memory()
+        prepare_process(config.training.keep_memory)
     run = fit(config)
     if rank_zero_only.rank == 0:
         print(headline(run, evaluate(run)))
 
 
-def make_phantom(config: Config) -> None:
+def parse(arguments: Sequence[str], command: str, about: str, folder: str) -> argparse.Namespace:
+    """Parse the command line of a command that takes a configuration and overrides.
+
+    Args:
+        arguments: the words of the command line.
+        command: its module.
+        about: a text whose first line says what it does.
+        folder: where its configurations lie.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m medseg_reg.{command}", description=about.split("\n")[0]
+    )
+    parser.add_argument("--config", type=Path, required=True, help=f"a YAML file, as in {folder}")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    return parser.parse_intermixed_args(arguments)
+
+
+def make_phantom(config: RunConfig) -> None:
     """Generate and convert the phantom of a configuration where its store is missing.
 
     Raises:

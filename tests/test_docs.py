@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from medseg_reg.config import Config, load_config
+from medseg_reg.config import Config, RunConfig, load_config
+from medseg_reg.config_pretraining import MaskingSpec, PretrainingConfig, load_pretraining
 from medseg_reg.regularizers import base
 from medseg_reg.study.grid import expand
 from medseg_reg.study.search.spec import load_search
@@ -47,12 +48,14 @@ def commands(page: Path) -> list[list[str]]:
     return [one for one in words if one and one[0] in ("python", "python3") and len(one) > 1]
 
 
-def read(config: Path, overrides: list[str]) -> list[Config]:
+def read(config: Path, overrides: list[str]) -> list[RunConfig]:
     """Return the configurations of the runs that a file describes."""
     if config.parent.name == "studies":
         return [cell.config for cell in expand(load_study(config, overrides))]
     if config.parent.name == "searches":
         return [load_config(load_search(config, overrides).config)]
+    if config.parent.name == "pretraining":
+        return [load_pretraining(config, overrides)]
     return [load_config(config, overrides)]
 
 
@@ -93,6 +96,7 @@ def test_the_page_of_the_configuration_names_every_key(make_configuration: Modul
         return found
 
     every = leaves(Config.model_json_schema(), "")
+    every |= {f"masking.{key}" for key in MaskingSpec.model_fields}
     groups = {key for key in every if any(one.startswith(f"{key}.") for one in every)}
     assert every - groups - listed == set()
 
@@ -170,6 +174,9 @@ def test_the_examples_of_configurations_are_valid(
         content = yaml.safe_load(text)
         if "methods" in content:
             StudySpec.model_validate(content)
+            continue
+        if "masking" in content:
+            PretrainingConfig.model_validate({**least, **content})
             continue
         assert set(content) <= {"regularization", "network"}
         Config.model_validate({**least, **content})

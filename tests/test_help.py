@@ -11,6 +11,7 @@ import pytest
 COMMANDS = (
     "benchmarks",
     "medseg_reg.train",
+    "medseg_reg.pretrain",
     "medseg_reg.evaluate",
     "medseg_reg.predict",
     "medseg_reg.export",

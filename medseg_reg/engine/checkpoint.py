@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +273,14 @@ def _of_all_processes(trainer: L.Trainer, own: Tensor) -> Tensor:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the weights of a network as safetensors, whole or not at all."""
+    save_tensors(network.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors, whole or not at all."""
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, value in network.state_dict().items():
+    for name, value in tensors.items():
         value = value.detach().cpu().contiguous()
         # A tensor that a network has under two names (MONAI's DynUNet) is written twice.
         weights[name] = value.clone() if value.data_ptr() in seen else value

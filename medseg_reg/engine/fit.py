@@ -7,8 +7,8 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import lightning as L
 import numpy as np
@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from medseg_reg.config import Config
+from medseg_reg.config import Config, RunConfig
 from medseg_reg.config_network import ForeignSpec
 from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.module import SliceDataModule
@@ -34,7 +34,7 @@ from medseg_reg.engine.checkpoint import (
 )
 from medseg_reg.engine.compiling import require_compilable, told_in_a_line
 from medseg_reg.engine.layer_memory import save_memory
-from medseg_reg.engine.metrics_table import MetricsTable
+from medseg_reg.engine.metrics_table import SCORES, MetricsTable
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import build_run_network, load_run_pretrained
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
@@ -42,8 +42,9 @@ from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.signals import StopRequest
+from medseg_reg.engine.training_module import TrainingModule
 from medseg_reg.errors import Interrupted, MedsegError
-from medseg_reg.files import replacing, require_space, sha256_of, wait_for, write_json
+from medseg_reg.files import replacing, require_space, wait_for, write_json
 from medseg_reg.insertion import measure
 from medseg_reg.losses import MixedLoss, ms_ssim_note
 from medseg_reg.networks.build import check_input_size, parameter_count
@@ -67,7 +68,7 @@ def fit(config: Config) -> RunDirectory:
     splits = run.splits(store) or make_splits(store, config.data.split)
     data = data_module(config, store, splits)
     facts = DataFacts.of(store, data.channels)
-    _seed_everything(config.seed)
+    seed_everything(config.seed)
     network, entries = build_run_network(config, facts)
     placements = [placement for entry in entries for placement in entry.placements]
     example = data.train[0]["image"][None]
@@ -93,27 +94,39 @@ def fit(config: Config) -> RunDirectory:
         splits.write(run.path / "splits.json")
         if not report.exists():
             write_json(report, [p.as_dict() for p in placements])
-        if pretrained is not None:
-            print(f"pretrained: {pretrained}")
-            digest = sha256_of(Path(pretrained.file))
-            write_json(run.path / "pretrained.json", {**pretrained.as_dict(), "sha256": digest})
+        run.note_pretrained(pretrained)
     else:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
-    try:
-        control = RegularizationControl(network, entries, config.seed, config.data.ignore_label)
-        _train(run, config, module, data, control)
-    except Interrupted:
-        raise
-    except MedsegError:
-        # Nothing to go on from: leave no run behind that refuses a repaired configuration.
-        if fresh and rank_zero_only.rank == 0 and not any(run.checkpoints.glob("*.ckpt")):
-            shutil.rmtree(run.path)
-        raise
+    control = RegularizationControl(network, entries, config.seed, config.data.ignore_label)
+    own, notes = [control, *_stopping(config)], []
+    if "ms_ssim" in loss.weights and (note := ms_ssim_note(example.shape[2:])):
+        notes.append(f"regularization.error.ms_ssim: {note}")
+    with nothing_left_behind(run, fresh):
+        trainer = train(run, config, module, data, own, notes)
+        if trainer.is_global_zero:
+            _keep_weights(run, config, module)
+        trainer.strategy.barrier()
     return run
 
 
-def data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataModule:
+@contextmanager
+def nothing_left_behind(run: RunDirectory, fresh: bool) -> Iterator[None]:
+    """Take a `fresh` run away that fails before there is anything to go on from.
+
+    It would refuse a repaired configuration.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except MedsegError:
+        if fresh and rank_zero_only.rank == 0 and not any(run.checkpoints.glob("*.ckpt")):
+            shutil.rmtree(run.path)
+        raise
+
+
+def data_module(config: RunConfig, store: SliceStore, splits: Splits) -> SliceDataModule:
     """Return the loaders of a configuration."""
     require_ignored(store, config.data.ignore_label)
     return SliceDataModule(
@@ -129,30 +142,45 @@ def data_module(config: Config, store: SliceStore, splits: Splits) -> SliceDataM
     )
 
 
-def _train(
+def train(
     run: RunDirectory,
-    config: Config,
-    module: SegmentationModule,
+    config: RunConfig,
+    module: TrainingModule,
     data: SliceDataModule,
-    control: RegularizationControl,
-) -> None:
+    own: Sequence[Callback],
+    notes: Sequence[str] = (),
+    scores: Sequence[str] = SCORES,
+) -> L.Trainer:
+    """Train from the last checkpoint, or from the start, to the end.
+
+    Args:
+        run: where checkpoints and metrics go.
+        config: of the run.
+        module: what is trained.
+        data: the loaders.
+        own: callbacks beside those that every training has.
+        notes: what is told at the start, by one process.
+        scores: columns that the table of the epochs has in any case.
+
+    Returns:
+        The trainer, after its work.
+    """
     module.network.to(memory_format=module.memory_format)
     with StopRequest() as stop, told_in_a_line():
         saving = RunCheckpoint(
             run.checkpoints,
-            MetricsTable(run.path / "metrics.csv"),
+            MetricsTable(run.path / "metrics.csv", scores),
             stop,
             config.training.checkpoint_minutes,
         )
-        trainer = make_trainer(run, config, [control, saving])
+        trainer = make_trainer(run, config, [*own, saving])
         if trainer.is_global_zero:
             if config.training.compile:
                 tuned = config.training.compile == "max-autotune"
                 time_needed = "some minutes" if tuned else "up to a minute"
                 print(f"note: training.compile: the first step compiles, for {time_needed}")
-            size = data.train[0]["image"].shape[1:]
-            if "ms_ssim" in module.loss.weights and (note := ms_ssim_note(size)):
-                print(f"note: regularization.error.ms_ssim: {note}")
+            for note in notes:
+                print(f"note: {note}")
             run.write_environment(
                 precision=str(trainer.precision),
                 memory_format=str(module.memory_format).removeprefix("torch."),
@@ -168,9 +196,7 @@ def _train(
                 f"before the next checkpoint; those in {run.checkpoints} are kept, and the same "
                 "command goes on from there."
             ) from None
-    if trainer.is_global_zero:
-        _keep_weights(run, config, module)
-    trainer.strategy.barrier()
+    return trainer
 
 
 def _keep_weights(run: RunDirectory, config: Config, module: SegmentationModule) -> None:
@@ -187,22 +213,27 @@ def _keep_weights(run: RunDirectory, config: Config, module: SegmentationModule)
         save_weights(module.network, run.weights)
 
 
-def make_trainer(run: RunDirectory, config: Config, own: Sequence[Callback]) -> L.Trainer:
-    """Return Lightning's trainer for a run, with our `own` callbacks and those asked for."""
+def _stopping(config: Config) -> list[Callback]:
+    """Return the callback that stops early, if that is asked for."""
+    stopping = config.regularization.optimization.early_stopping
+    if stopping is None:
+        return []
+    return [
+        EarlyStopping(
+            stopping.monitor,
+            min_delta=stopping.min_delta,
+            patience=stopping.patience,
+            mode="min" if stopping.monitor == "val_loss" else "max",
+            check_finite=False,
+        )
+    ]
+
+
+def make_trainer(run: RunDirectory, config: RunConfig, own: Sequence[Callback]) -> L.Trainer:
+    """Return Lightning's trainer for a run, with our `own` callbacks."""
     spec, optimization = config.training, config.regularization.optimization
     accelerator = choose_accelerator(spec.accelerator)
     callbacks = [*own]
-    if optimization.early_stopping is not None:
-        stopping = optimization.early_stopping
-        callbacks.append(
-            EarlyStopping(
-                stopping.monitor,
-                min_delta=stopping.min_delta,
-                patience=stopping.patience,
-                mode="min" if stopping.monitor == "val_loss" else "max",
-                check_finite=False,
-            )
-        )
     if spec.progress:
         callbacks.append(EpochBar())
     _quieten()
@@ -228,7 +259,7 @@ def make_trainer(run: RunDirectory, config: Config, own: Sequence[Callback]) -> 
     )
 
 
-def _strategy(config: Config) -> str:
+def _strategy(config: RunConfig) -> str:
     if config.training.devices * config.training.num_nodes == 1:
         return "auto"
     # Some have stages of an encoder that their decoder does not read.
@@ -248,7 +279,8 @@ def _loss(config: Config, classes: int) -> MixedLoss:
     return MixedLoss(**dict(error), ignore=config.data.ignore_label)
 
 
-def _seed_everything(seed: int) -> None:
+def seed_everything(seed: int) -> None:
+    """Set the random states from which new weights are drawn."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -16,6 +16,13 @@ _NEVER_TRIM = 2**31 - 1
 CGROUP = Path("/sys/fs/cgroup")
 
 
+def prepare_process(keep_memory: bool) -> None:
+    """Set threads and, if wanted, the allocator of a process that is there for one training."""
+    use_allowed_cores()
+    if keep_memory:
+        keep_freed_memory()
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next allocation; return whether that was possible.
 

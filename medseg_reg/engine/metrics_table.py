@@ -11,8 +11,8 @@ from typing import Any
 
 from medseg_reg.files import write_text
 
-# Those of every run; what a run logs besides stands behind them.
-COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice", "val_iou", "lr", "seconds")
+# Those of every training with labels; what a run logs besides stands behind them.
+SCORES = ("val_loss", "val_dice", "val_iou")
 
 
 class MetricsTable:
@@ -22,10 +22,12 @@ class MetricsTable:
 
     Args:
         path: the file.
+        scores: of the validation, which have a column in any case.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scores: Sequence[str] = SCORES) -> None:
         self.path = path
+        self.columns = ("epoch", "train_loss", *scores, "lr", "seconds")
         self.rows: list[dict[str, Any]] = []
 
     def add(self, epoch: int, scores: dict[str, float], seconds: float) -> None:
@@ -33,7 +35,7 @@ class MetricsTable:
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
         self.rows.append({"epoch": epoch, **scores, "seconds": round(seconds, 3)})
         text = io.StringIO()
-        columns = dict.fromkeys([*COLUMNS, *(key for row in self.rows for key in row)])
+        columns = dict.fromkeys([*self.columns, *(key for row in self.rows for key in row)])
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)

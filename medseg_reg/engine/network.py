@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from medseg_reg.config import Config
-from medseg_reg.config_network import ForeignSpec
+from medseg_reg.config import Config, RunConfig
+from medseg_reg.config_network import ForeignSpec, NetworkSpec
 from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.engine.checkpoint import load_weights
 from medseg_reg.engine.layer_memory import load_memory
@@ -30,20 +30,7 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
     Raises:
         MedsegError: the network, a regularizer, a place or a ramp is wrong.
     """
-    spec = config.network
-    arguments: dict[str, Any] = spec.arguments
-    if isinstance(spec, ForeignSpec) and spec.experts is not None:
-        arguments["experts"] = spec.experts.arguments
-    if isinstance(spec, ForeignSpec) and spec.token_selection is not None:
-        arguments["token_selection"] = dict(spec.token_selection)
-    network = build_network(
-        in_channels=facts.channels,
-        classes=len(facts.classes),
-        head=spec.head,
-        name=spec.name,
-        tree_depth=spec.tree_depth,
-        **arguments,
-    )
+    network = build_plain_network(config.network, facts)
     size = (1, facts.channels, *(config.data.image.size or usual_size(network)))
     check_input_size(network, facts.channels, size[2:])
     entries = []
@@ -55,6 +42,27 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
         _check_classes(network, placements, number, facts)
         entries.append(PlacedEntry(number, layer, p, tuple(placements)))
     return network, entries
+
+
+def build_plain_network(spec: NetworkSpec, facts: DataFacts) -> Network:
+    """Build a network for some data, with new weights and without regularizers.
+
+    Raises:
+        MedsegError: the network cannot be built so.
+    """
+    arguments: dict[str, Any] = spec.arguments
+    if isinstance(spec, ForeignSpec) and spec.experts is not None:
+        arguments["experts"] = spec.experts.arguments
+    if isinstance(spec, ForeignSpec) and spec.token_selection is not None:
+        arguments["token_selection"] = dict(spec.token_selection)
+    return build_network(
+        in_channels=facts.channels,
+        classes=len(facts.classes),
+        head=spec.head,
+        name=spec.name,
+        tree_depth=spec.tree_depth,
+        **arguments,
+    )
 
 
 def _placed(network: Network, layer: LayerSpec, size: Sequence[int]) -> Sequence[Placement]:
@@ -69,7 +77,7 @@ def _placed(network: Network, layer: LayerSpec, size: Sequence[int]) -> Sequence
     return report
 
 
-def load_run_pretrained(network: Network, config: Config) -> PretrainedReport | None:
+def load_run_pretrained(network: Network, config: RunConfig) -> PretrainedReport | None:
     """Load the pretrained weights that a configuration names, if it names any.
 
     Raises:

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from medseg_reg.engine.layer_memory import layers_of, memory_of, restore_memory
-from medseg_reg.engine.module import decaying_group
 from medseg_reg.engine.rates import PlacedEntry, rate_factor
+from medseg_reg.engine.training_module import decaying_group
 from medseg_reg.errors import MedsegError
 from medseg_reg.regularizers.protocols import LabelReader, LabelTaker, StepTaker
 

@@ -29,11 +29,13 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medseg_reg.config import Config, load_config
+from medseg_reg.config import Config, RunConfig, SomeConfig, load_config
+from medseg_reg.config_file import read_yaml
 from medseg_reg.data.splits import Splits, read_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import read_json, require_writable, write_json, write_text
+from medseg_reg.files import read_json, require_writable, sha256_of, write_json, write_text
+from medseg_reg.networks.pretrained import PretrainedReport
 
 PACKAGES = (
     "medseg-reg",
@@ -98,6 +100,9 @@ class RunDirectory:
         path: the directory.
     """
 
+    # Of which command it is a run; one with labels has no key `masking`.
+    kind, unlabelled = "training", False
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -121,7 +126,7 @@ class RunDirectory:
         """Whether training is done."""
         return self.weights.exists()
 
-    def goes_on_with(self, config: Config) -> Config:
+    def goes_on_with(self, config: SomeConfig) -> SomeConfig:
         """Return the configuration in which `auto` is what the run, where it has begun, has.
 
         A run from before `training.memory_format` has the order of its maps written out. The
@@ -130,11 +135,11 @@ class RunDirectory:
         existing = self.path / "config.yaml"
         if config.training.memory_format != "auto" or not existing.exists():
             return config
-        kept = {"memory_format": load_config(existing).training.memory_format}
+        kept = {"memory_format": self._read().training.memory_format}
         training = config.training.model_copy(update=kept)
         return config.model_copy(update={"training": training})
 
-    def prepare(self, config: Config) -> None:
+    def prepare(self, config: RunConfig) -> None:
         """Make the directory, or go on with one that an interrupted run left.
 
         Raises:
@@ -143,7 +148,7 @@ class RunDirectory:
         """
         existing = self.path / "config.yaml"
         if existing.exists():
-            self._require_same(config, existing)
+            self._require_same(config)
         else:
             # A run that was killed just here has left half a configuration, which is hidden.
             if self.path.exists() and not all(p.name[0] == "." for p in self.path.iterdir()):
@@ -155,9 +160,9 @@ class RunDirectory:
             write_text(existing, config.to_yaml())
         self.checkpoints.mkdir(exist_ok=True)
 
-    def _require_same(self, config: Config, existing: Path) -> None:
+    def _require_same(self, config: RunConfig) -> None:
         # Read by the models, so that keys which came after the run have their defaults.
-        found = _flat(yaml.safe_load(load_config(existing).to_yaml()))
+        found = _flat(yaml.safe_load(self._read().to_yaml()))
         wanted = _flat(yaml.safe_load(config.to_yaml()))
         # What changes neither weights nor scores may differ between a run and its resume.
         free = {
@@ -193,7 +198,7 @@ class RunDirectory:
                 f"{self.path}: is not a run directory (no config.yaml). "
                 "`python -m medseg_reg.train --config FILE` makes one."
             )
-        return load_config(self.path / "config.yaml")
+        return self._read()
 
     def data_facts(self) -> DataFacts:
         """Read what the run knows of its data."""
@@ -230,6 +235,32 @@ class RunDirectory:
                 f"{store.path}: has changed since {self.path} was trained on it, so its scores "
                 "would not be this run's. Restore it, or train again into another directory."
             )
+
+    def _read(self) -> Any:
+        """Read the configuration of the run.
+
+        Raises:
+            MedsegError: it is damaged, or that of another command.
+        """
+        path = self.path / "config.yaml"
+        content, _ = read_yaml(path)
+        if isinstance(content, dict) and ("masking" in content) != self.unlabelled:
+            other = "training with labels" if self.unlabelled else "pre-training"
+            raise MedsegError(
+                f"{self.path}: is a run of {other}, no run of {self.kind}. The weights of a "
+                "pre-training are for network.pretrained of a training."
+            )
+        return self._load(path)
+
+    def _load(self, path: Path) -> RunConfig:
+        return load_config(path)
+
+    def note_pretrained(self, report: PretrainedReport | None) -> None:
+        """Print and keep what was taken of pretrained weights, if any were loaded."""
+        if report is not None:
+            print(f"pretrained: {report}")
+            digest = sha256_of(Path(report.file))
+            write_json(self.path / "pretrained.json", {**report.as_dict(), "sha256": digest})
 
     def write_environment(self, **more: Any) -> None:
         """Note what the run ran on."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medseg_reg.errors import MedsegError
+from medseg_reg.networks.position_tables import fitting_table
 
 Part = Literal["network", "encoder"]
 
@@ -32,6 +33,13 @@ _PREFIXES = (
     "encoder.",
     "backbone.",
 )
+# Beginnings of the names of an encoder: of `smp`, of our networks, and the transformer of UNETR.
+_ENCODERS = (
+    ("network.encoder.",),
+    ("encoder.", "bottleneck."),
+    ("network.vit.",),
+    ("vit.",),
+)
 # Statistics that older files lack, and that nothing is computed from.
 _OPTIONAL = "num_batches_tracked"
 
@@ -45,6 +53,7 @@ class PretrainedReport:
         part: what was loaded.
         taken: names of tensors of the network that were loaded.
         adapted: of these, the first convolution, if it was made for other image channels.
+        resized: of these, positions of a transformer that were made for another size of the image.
         left_out: names of tensors of the file that have no place.
         new: names of tensors of the part that keep their new weights.
     """
@@ -55,12 +64,14 @@ class PretrainedReport:
     adapted: tuple[str, ...]
     left_out: tuple[str, ...]
     new: tuple[str, ...]
+    resized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Say it in one line."""
         text = f"{self.file}: {len(self.taken)} tensors of the {self.part} taken"
         for names, what in (
             (self.adapted, "adapted to the image channels"),
+            (self.resized, "interpolated to the image size"),
             (self.left_out, "left out"),
             (self.new, "not in the file"),
         ):
@@ -103,12 +114,18 @@ def load_pretrained(
     weights = {
         mine: _adapted(found[theirs], target[mine].shape[1])
         if mine in best.adapted
-        else found[theirs]
+        else best.resized.get(mine, found[theirs])
         for mine, theirs in best.pairs.items()
     }
     network.load_state_dict(weights, strict=False)
     return PretrainedReport(
-        str(path), best.part, tuple(best.pairs), best.adapted, best.left_out, best.new
+        str(path),
+        best.part,
+        tuple(best.pairs),
+        best.adapted,
+        best.left_out,
+        best.new,
+        tuple(best.resized),
     )
 
 
@@ -155,6 +172,7 @@ class _Match:
     adapted: tuple[str, ...]
     left_out: tuple[str, ...]
     new: tuple[str, ...]
+    resized: dict[str, Tensor]
 
     @property
     def exact(self) -> bool:
@@ -171,7 +189,7 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
         for own in _own_prefixes(beginnings):
             mine = {_plain(name.removeprefix(own)): name for name in wanted if name.startswith(own)}
             for other in _PREFIXES:
-                pairs, adapted = {}, []
+                pairs, adapted, resized = {}, [], {}
                 for name, value in found.items():
                     place = mine.get(_plain(name.removeprefix(other)))
                     if place is None or not name.startswith(other) or place in pairs:
@@ -181,6 +199,8 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
                     elif place == first and _fits_but_channels(value, target[place]):
                         pairs[place] = name
                         adapted.append(place)
+                    elif (table := fitting_table(network, place, value)) is not None:
+                        pairs[place], resized[place] = name, table
                 used = set(pairs.values())
                 yield _Match(
                     part,
@@ -188,13 +208,14 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
                     tuple(adapted),
                     tuple(n for n in found if n not in used and not n.endswith(_OPTIONAL)),
                     tuple(n for n in wanted if n not in pairs and not n.endswith(_OPTIONAL)),
+                    resized,
                 )
 
 
 def _parts(names: Collection[str]) -> dict[Part, tuple[str, ...]]:
     """Return the beginnings of the names of each part; the encoder ends with the bottleneck."""
     parts: dict[Part, tuple[str, ...]] = {"network": ("",)}
-    for encoder in (("network.encoder.",), ("encoder.", "bottleneck.")):
+    for encoder in _ENCODERS:
         if any(name.startswith(encoder) for name in names):
             parts["encoder"] = encoder
             break

@@ -14,6 +14,8 @@ from medseg_reg.regularizers.base import Regularizer, check_map, check_rate, reg
 
 __all__ = [
     "PatchDropout",
+    "complete_tokens",
+    "gather_tokens",
     "kept_lines",
     "kept_patches",
     "patch_dropout",
@@ -55,6 +57,23 @@ def kept_patches(
         if protected is not None:
             order = order + ~protected
         return order.argsort(1)[:, :count].sort(1).values
+
+
+def gather_tokens(x: Tensor, kept: Tensor) -> Tensor:
+    """Returns the tokens (B, k, C) of (B, N, C) that are kept, by their numbers (B, k)."""
+    return x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def complete_tokens(x: Tensor, kept: Tensor, tokens: int, mask_token: Tensor) -> Tensor:
+    """Puts kept tokens (B, k, C) into their places among N, and a mask token (C,) into the others.
+
+    Example:
+        >>> import torch
+        >>> complete_tokens(torch.ones(1, 1, 1), torch.tensor([[2]]), 3, torch.zeros(1)).flatten()
+        tensor([0., 0., 1.])
+    """
+    full = mask_token.to(x.dtype).expand(x.shape[0], tokens, -1)
+    return full.scatter(1, kept[..., None].expand_as(x), x)
 
 
 def kept_lines(window: int, p: float, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -277,14 +296,13 @@ class PatchDropout(Regularizer):
         """Puts kept tokens (B, k, C) into a sequence (B, N, C) of mask tokens."""
         if self.kept is None or self.mask_token is None:
             return x
-        full = self.mask_token.to(x.dtype).expand(x.shape[0], self.tokens, -1)
-        return full.scatter(1, self.kept[..., None].expand_as(x), x)
+        return complete_tokens(x, self.kept, self.tokens, self.mask_token)
 
     def gathered(self, x: Tensor) -> Tensor:
         """Returns the kept ones of all tokens (B, N, C)."""
         if self.kept is None:
             return x
-        return x.gather(1, self.kept[..., None].expand(-1, -1, x.shape[-1]))
+        return gather_tokens(x, self.kept)
 
     def masked(self, x: Tensor) -> Tensor:
         """Puts the mask token at the rows and columns of a map (B, C, H, W) that are left out."""

@@ -279,12 +279,14 @@ def test_the_weights_of_a_classifier_become_those_of_the_encoder(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_positions_of_another_size_stay_new_and_are_named(tmp_path: Path) -> None:
+def test_positions_of_another_size_are_interpolated_and_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     own = {key: value for key, value in VIT.items() if key != "encoder_name"}
     classifier = timm.create_model("vit_tiny_patch16_224", **own)
     save_file(classifier.state_dict(), path)
     segmenter = network("smp.DPT", 3, **VIT, **DPT, img_size=64)
     report = load_pretrained(segmenter, path, strict=False)
-    assert "pos_embed" in report.left_out
-    assert "network.encoder.model.pos_embed" in report.new
+    name = "network.encoder.model.pos_embed"
+    assert report.resized == (name,)
+    wanted = timm.layers.resample_abs_pos_embed(classifier.pos_embed, [4, 4], [14, 14])
+    torch.testing.assert_close(segmenter.state_dict()[name], wanted)

@@ -1,0 +1,306 @@
+"""A pre-training without labels: its run, its weights, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from medseg_reg.config import parse_as, parse_config
+from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
+from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.network import build_plain_network, load_run_pretrained
+from medseg_reg.engine.pretraining import (
+    PretrainingDirectory,
+    PretrainingModule,
+    build_autoencoder,
+    pretrain,
+    same_masks,
+)
+from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.networks.masked_autoencoder import reconstruction_loss
+from medseg_reg.networks.pretrained import load_pretrained
+from medseg_reg.pretrain import main
+from tests.stores import make_store
+from tests.training import same_weights, tiny_config, write_config
+
+NETWORK = {
+    "name": "monai.UNETR",
+    "img_size": 64,
+    "feature_size": 4,
+    "hidden_size": 12,
+    "mlp_dim": 16,
+    "num_heads": 3,
+}
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SliceStore:
+    return make_store(tmp_path_factory.mktemp("data") / "store", cases=6, slices=4, size=64)
+
+
+def content(store: SliceStore, path: Path, **changes: Any) -> dict[str, Any]:
+    masking = {"width": 12, "blocks": 1, "heads": 2}
+    data = [{"name": "Rotate", "limit": 20, "p": 0.5}]
+    given = {"network": NETWORK, "masking": masking, "regularization": {"data": data}}
+    return tiny_config(store.path, path, **{**given, "training__epochs": 2, **changes})
+
+
+def config(store: SliceStore, path: Path, **changes: Any) -> PretrainingConfig:
+    return parse_as(PretrainingConfig, content(store, path, **changes), path.name)
+
+
+@pytest.fixture(scope="module")
+def run(store: SliceStore, tmp_path_factory: pytest.TempPathFactory) -> PretrainingDirectory:
+    """Pre-train on the store without its labels; other runs that end alike cannot read them."""
+    original = SliceStore.mask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SliceStore, "mask", lambda *given: np.zeros_like(original(*given)))
+        return pretrain(config(store, tmp_path_factory.mktemp("runs") / "run"))
+
+
+# The run
+
+
+def test_its_directory_has_weights_scores_and_a_picture(run: PretrainingDirectory) -> None:
+    assert {path.name for path in run.path.iterdir()} == {
+        *("config.yaml", "environment.json", "data.json", "splits.json", "metrics.csv"),
+        *("checkpoints", "tensorboard", "weights.safetensors", "summary.json"),
+        "reconstructions.png",
+    }
+    table = pd.read_csv(run.path / "metrics.csv")
+    names = ["epoch", "train_loss", "val_loss", "val_mean_patch", "lr", "seconds"]
+    assert list(table.columns) == names
+    assert table.notna().to_numpy().all()
+    assert table["val_mean_patch"].nunique() == 1  # the same patches are hidden in each epoch
+    summary = json.loads(run.summary.read_text())
+    assert (summary["patches"], summary["visible"], summary["epoch"]) == (16, 4, 2)
+    assert summary["val_loss"] == pytest.approx(table["val_loss"].iloc[-1])
+    picture = np.asarray(Image.open(run.path / "reconstructions.png").convert("RGB"))
+    blue = (picture == (0x3B, 0x6E, 0xA5)).all(-1).mean()
+    assert 0.1 < blue < 0.3  # three quarters of one of three columns
+
+
+def test_the_same_command_again_changes_nothing(
+    store: SliceStore, run: PretrainingDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    path = write_config(run.path.parent / "again.yaml", content(store, run.path))
+    main(["--config", str(path)])
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    said = capsys.readouterr().out
+    assert "4 of 16 patches visible; error on the others" in said
+    assert said.endswith(f"Train with network.pretrained={run.weights}\n")
+
+
+def test_the_validation_score_is_the_error_on_the_hidden_patches_of_held_out_slices(
+    store: SliceStore, run: PretrainingDirectory
+) -> None:
+    spec = load_pretraining(run.path / "config.yaml")
+    network, _ = build_autoencoder(spec, DataFacts.of(store, 1), (64, 64))
+    state = torch.load(run.checkpoints / "last.ckpt", weights_only=True)["state_dict"]
+    network.load_state_dict({key.removeprefix("network."): one for key, one in state.items()})
+    (case,) = json.loads((run.path / "splits.json").read_text())["val"]
+    images = torch.from_numpy(store.image(case) / np.float32(255))[:, None]
+    errors, constant = [], []
+    for number, batch in enumerate(images.split(2)):
+        with same_masks(torch.device("cpu"), number), torch.no_grad():
+            prediction, hidden = network.eval()(batch)
+        target = network.targets(batch)
+        errors.append(float(reconstruction_loss(prediction, target, hidden)))
+        constant.append(float(target[hidden].var(0, unbiased=False).mean()))
+    summary = json.loads(run.summary.read_text())
+    assert summary["val_loss"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert summary["val_mean_patch"] == pytest.approx(np.mean(constant), rel=1e-4)
+
+
+def test_masks_of_a_validation_leave_the_training_s_random_numbers_alone() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    draws = []
+    for _ in range(2):
+        with same_masks(torch.device("cpu"), 5):
+            draws.append(torch.rand(4))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+@pytest.mark.parametrize("how", ["killed", pytest.param("terminated", marks=pytest.mark.slow)])
+def test_a_run_that_was_stopped_or_that_has_labels_ends_with_the_same_weights(
+    store: SliceStore,
+    run: PretrainingDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    original = PretrainingModule.training_step
+
+    def stopped(self: PretrainingModule, batch: Any, index: int) -> Any:
+        if (self.current_epoch, index) == (1, 2):
+            if how == "killed":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, index)
+
+    spec = config(store, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainingModule, "training_step", stopped)
+        with pytest.raises(MemoryError if how == "killed" else Interrupted):
+            pretrain(spec)
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    pretrain(spec)
+    assert same_weights(run.path, tmp_path / "run")
+    paths = (run.path, tmp_path / "run")
+    tables = [pd.read_csv(path / "metrics.csv").drop(columns="seconds") for path in paths]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+# Its weights
+
+
+def test_its_weights_are_the_encoder_s_and_change_the_features_of_a_network(
+    store: SliceStore, run: PretrainingDirectory
+) -> None:
+    spec = load_pretraining(run.path / "config.yaml").network
+    torch.manual_seed(1)
+    network = build_plain_network(spec, DataFacts.of(store, 1))
+    names = {name for name in network.state_dict() if name.startswith("network.vit.")}
+    weights = load_file(run.weights)
+    assert weights.keys() == names
+    image = torch.rand(1, 1, 64, 64)
+    decoder = {k: v.clone() for k, v in network.state_dict().items() if k not in names}
+    before = [one.detach() for one in network.network.vit(image)[1]]
+    report = load_pretrained(network, run.weights)
+    assert (report.part, set(report.taken), report.new) == ("encoder", names, ())
+    after = [one.detach() for one in network.network.vit(image)[1]]
+    assert all(not torch.allclose(a, b) for a, b in zip(before, after, strict=True))
+    found = network.state_dict()
+    assert all(torch.equal(found[name], weights[name]) for name in names)
+    assert all(torch.equal(found[name], value) for name, value in decoder.items())
+
+
+def test_a_training_begins_with_them_at_another_size_too(
+    store: SliceStore, run: PretrainingDirectory, tmp_path: Path
+) -> None:
+    changes = {"img_size": 32, "pretrained": str(run.weights)}
+    content = tiny_config(store.path, tmp_path / "run", network={**NETWORK, **changes})
+    spec = parse_config(content, "test")
+    network = build_plain_network(spec.network, DataFacts.of(store, 1))
+    report = load_run_pretrained(network, spec)
+    assert report is not None
+    positions = "network.vit.patch_embedding.position_embeddings"
+    assert (report.part, report.resized) == ("encoder", (positions,))
+    found, weights = network.state_dict(), load_file(run.weights)
+    assert all(torch.equal(found[name], weights[name]) for name in weights.keys() - {positions})
+
+
+def test_a_pre_training_may_begin_with_weights_of_a_file(
+    store: SliceStore, run: PretrainingDirectory, tmp_path: Path
+) -> None:
+    spec = config(store, tmp_path / "run", network={**NETWORK, "pretrained": str(run.weights)})
+    facts, weights = DataFacts.of(store, 1), load_file(run.weights)
+    network, report = build_autoencoder(spec, facts, (64, 64))
+    assert report is not None
+    found = network.encoder.weights()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    # One that goes on has them in its checkpoint: the file is not needed any more.
+    assert build_autoencoder(spec, facts, (64, 64), begun=True)[1] is None
+
+
+@pytest.mark.slow
+def test_the_vit_of_timm_inside_dpt_is_pre_trained_too(store: SliceStore, tmp_path: Path) -> None:
+    network = {
+        "name": "smp.DPT",
+        "encoder_name": "tu-vit_tiny_patch16_224",
+        "dynamic_img_size": True,
+        "decoder_fusion_channels": 8,
+        "decoder_intermediate_channels": [4, 4, 4, 4],
+    }
+    done = pretrain(config(store, tmp_path / "run", network=network, training__epochs=1))
+    spec = load_pretraining(done.path / "config.yaml").network
+    report = load_pretrained(build_plain_network(spec, DataFacts.of(store, 1)), done.weights)
+    assert (report.part, len(report.taken), report.new) == ("encoder", 152, ())
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": {"name": "unet"}}, "'network.name': input should be 'monai.UNETR'"),
+        ({"network": {**NETWORK, "experts": {}}}, "experts is for the training with labels"),
+        ({"masking": {"ratio": 1}}, "'masking.ratio': input should be less than 1"),
+        ({"masking": {"width": 20, "heads": 3}}, "width 20 cannot be shared by 3 heads"),
+        ({"evaluation": {}}, "unknown key 'evaluation'"),
+        ({"regularization": {"error": {"ce": 1.0}}}, "unknown key 'regularization.error'"),
+    ],
+)
+def test_a_configuration_of_something_else_is_refused(
+    store: SliceStore, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(MedsegError, match=said):
+        config(store, tmp_path / "run", **changes)
+
+
+def test_a_run_that_cannot_begin_leaves_nothing_behind(store: SliceStore, tmp_path: Path) -> None:
+    network = {**NETWORK, "pretrained": str(tmp_path / "nothing.safetensors")}
+    with pytest.raises(MedsegError, match="nothing.safetensors: does not exist"):
+        pretrain(config(store, tmp_path / "run", network=network))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_two_kinds_of_runs_are_told_apart(
+    store: SliceStore, run: PretrainingDirectory, tmp_path: Path
+) -> None:
+    with pytest.raises(MedsegError, match="is a run of pre-training, no run of training"):
+        RunDirectory(run.path).config()
+    labelled = tmp_path / "labelled"
+    labelled.mkdir()
+    (labelled / "config.yaml").write_text(
+        parse_config(tiny_config(store.path, labelled), "test").to_yaml()
+    )
+    with pytest.raises(MedsegError, match="is a run of training with labels, no run of pre-tr"):
+        pretrain(config(store, labelled))
+
+
+# On real frames
+
+
+@pytest.mark.slow
+def test_on_frames_of_bagls_it_beats_the_mean_patch(
+    shared_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from data_prep.bagls import main as convert
+
+    convert(["--source", str(shared_data("bagls")), "--out", str(tmp_path / "store")])
+    spec = load_pretraining(
+        CONFIGS / "pretraining" / "bagls_small_unetr.yaml",
+        [
+            f"data.store={tmp_path / 'store'}",
+            f"run={tmp_path / 'run'}",
+            "data.image.size=[64, 64]",
+            "network.img_size=64",
+            "data.batch_size=16",
+            "training.epochs=8",
+            "training.accelerator=cpu",
+            "training.progress=false",
+            "schedule.warmup_epochs=1",
+            "masking.normalize=false",
+        ],
+    )
+    summary = json.loads(pretrain(spec).summary.read_text())
+    assert summary["val_loss"] < 0.5 * summary["val_mean_patch"]
