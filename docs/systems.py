@@ -366,6 +366,20 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
             "its weights go into UNETR and DPT",
         ),
     ),
+    "patch_impacts": (
+        "Patch Slimming (scores alone)",
+        "Tang et al., CVPR 2022",
+        System(
+            CLASSES,
+            {
+                FORMULA: "networks/test_patch_impact.py"
+                "::test_the_recursion_is_the_mean_over_every_choice_of_heads"
+            },
+            "the search for the rows, block by block with fine-tuning, and the time saved: with an "
+            "output for each pixel its nesting keeps every patch",
+            "an analysis; impacts on all blocks that the decoder reads",
+        ),
+    ),
 }
 
 _TERMS = {FORMULA: "losses/test_terms.py::test_each_term_equals_its_formula"}

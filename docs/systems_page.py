@@ -24,8 +24,8 @@ _WHERE = {
     "tree_gates": "`network.tree_depth`",
     "routing": "`network.experts`",
 }
-# Keys of a configuration that are systems too.
-_PARTS = ("tree_depth", "experts", "token_selection", "masking")
+# Keys of a configuration that are systems too, and an analysis.
+_PARTS = ("tree_depth", "experts", "token_selection", "masking", "patch_impacts")
 # Stands for a method without an entry.
 NEW = System("", {}, "told in `docs/systems.py`: nothing yet")
 _PAGE = """\

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from medseg_reg.config import main as check
 from medseg_reg.config import parse_as, parse_config
 from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
 from medseg_reg.data.store import SliceStore
@@ -233,6 +234,18 @@ def test_the_vit_of_timm_inside_dpt_is_pre_trained_too(store: SliceStore, tmp_pa
     spec = load_pretraining(done.path / "config.yaml").network
     report = load_pretrained(build_plain_network(spec, DataFacts.of(store, 1)), done.weights)
     assert (report.part, len(report.taken), report.new) == ("encoder", 152, ())
+
+
+# Its configuration
+
+
+def test_the_configuration_is_checked_and_printed_by_the_same_command_as_any_other(
+    store: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path / "pretraining.yaml", content(store, tmp_path / "run"))
+    check([str(path), "seed=3"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert load_pretraining(tmp_path / "printed.yaml") == load_pretraining(path, ["seed=3"])
 
 
 # What cannot be
