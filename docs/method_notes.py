@@ -9,7 +9,40 @@ How often a unit is dropped, against its mean correlation with the others: on a 
 which one half is correlated, and on a map of a trained network. The published rule
 (`faithful=True`) is nearly flat; the default drops what correlates little."""
 
+AUTO_DROPOUT = """\
+The published search for patterns is a method of
+[searches](../studies.md#autodropouts-search-and-its-controls):
+
+```bash
+python -m medseg_reg.study.search --config configs/searches/autodropout_small.yaml
+```
+
+A controller, a small causal transformer, writes one token for each of `p`, `size`, `stride`,
+`repeat`, `rotate`, `shear_x`, `shear_y` and `share_c`, or whatever lists the file has (with several
+layers in `architecture`, a pattern for each); a network is trained with the pattern, and its DICE
+on the validation part rewards the controller by policy gradient. The parameters are those of the
+layer, so `p` is a token beside those of the paper, and the paper's eighth, `residual`, is missing:
+where a network has residual branches, list `places`. The sizes of the published controller, its
+learning rate, baseline and entropy weight, and the values of each token were not found; here they
+are settings.
+
+![What each sampler has found against the number of trials](../samplers.png)
+
+How fast it is, on **made** rewards over a space of this size (13824 patterns, noise of 0.01, the
+best is worth 0.8; means of 20 searches; `python benchmarks/samplers.py`):
+
+| sampler | trials | mean reward of the last quarter | reward of what was found |
+|---|---|---|---|
+| controller | 16 / 48 / 200 | .651 / .681 / .762 | .712 / .742 / .774 |
+| random search | 16 / 48 / 200 | .630 / .630 / .621 | .705 / .731 / .744 |
+| regularized evolution | 16 / 48 / 200 | .666 / .694 / .707 | .701 / .732 / .758 |
+
+With some dozens of trials, which is what most studies can pay for, what the three find hardly
+differs; the controller needs hundreds to be worth it, and real differences between patterns that
+are larger than those between seeds."""
+
 NOTES = {
+    "auto_dropout": AUTO_DROPOUT,
     "corrdrop_channel": SELECTIVITY,
     "corrdrop_spatial": f"""\
 {SELECTIVITY}

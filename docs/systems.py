@@ -64,8 +64,13 @@ METHODS: dict[str, System] = {
     ),
     "auto_dropout": System(
         CLASSES,
-        _layer("test_autodropout.py", formula="test_a_pattern_is_that_of_the_reference"),
-        "the search for patterns",
+        {
+            **_layer("test_autodropout.py", formula="test_a_pattern_is_that_of_the_reference"),
+            TOY: "study/samplers/test_controller.py"
+            "::test_its_mean_reward_rises_and_beats_random_search_within_200_trials",
+        },
+        "the residual token, and the numbers of the published controller; a search with as many "
+        "trials as published",
     ),
     "channel_drop_block": System(
         CLASSES,

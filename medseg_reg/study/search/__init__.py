@@ -4,7 +4,8 @@
 |-------------------------------------------------|------------|
 | the file of a search, and what may be searched  | spec.py    |
 | trials, their runs and their scores             | trials.py  |
-| the draws of Optuna                             | draws.py   |
+| what was drawn, and the draws of Optuna         | draws.py   |
+| the draws of controller, random and evolution   | sampled.py |
 | the files with what was found                   | found.py   |
 | the command                                     | __main__.py |
 """

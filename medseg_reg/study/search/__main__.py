@@ -33,12 +33,15 @@ from medseg_reg.study.lock import locked
 from medseg_reg.study.pool import Job, Pool
 from medseg_reg.study.progress import Journal
 from medseg_reg.study.runner import check_existing, job_of, work_off
+from medseg_reg.study.samplers import SAMPLERS
 from medseg_reg.study.search.draws import Draws
 from medseg_reg.study.search.found import write_best, write_trials
+from medseg_reg.study.search.sampled import Sampled
 from medseg_reg.study.search.spec import SearchSpec, load_search
 from medseg_reg.study.search.trials import (
     Trial,
     TrialSpot,
+    check_values,
     grid_trials,
     is_trained,
     score_of,
@@ -54,11 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     add_arguments(parser, "configs/searches/")
     parsed = parser.parse_intermixed_args(arguments)
     search = load_search(parsed.config, parsed.overrides)
-    if search.method == "grid":
-        list(grid_trials(search))  # all that can be wrong, before anything runs
-    require_writable(search.directory)
-    with locked(search.directory) as lock:
-        table, failures = run_search(search, make_pool(search, parsed.ray, lock))
+    table, failures = search_in_directory(search, parsed.ray)
     print(table.head(10).to_string(index=False))
     if table[search.monitor].notna().any():
         best = search.directory / "best.yaml"
@@ -67,6 +66,19 @@ def main(arguments: Sequence[str]) -> None:
     else:
         print("no trial has a score, so there is no best one")
     exit_where_failed(failures, search.directory)
+
+
+def search_in_directory(
+    search: SearchSpec, ray: str | None = None
+) -> tuple[pd.DataFrame, list[Failure]]:
+    """Check what can be checked, and search with the directory locked; see `run_search`."""
+    if search.method == "grid":
+        list(grid_trials(search))  # all that can be wrong, before anything runs
+    elif search.method in SAMPLERS:
+        check_values(search)
+    require_writable(search.directory)
+    with locked(search.directory) as lock:
+        return run_search(search, make_pool(search, ray, lock))
 
 
 def run_search(
@@ -89,7 +101,7 @@ def run_search(
     """
     spots = [TrialSpot(n, seed) for n in trial_numbers(search) for seed in search.seeds]
     todo = [spot for spot in spots if not is_trained(search, spot)]
-    draws = Draws(search) if search.method == "optuna" else None
+    draws = _draws(search)
     known = list(grid_trials(search)) if draws is None else draws.known()
     check_existing(cell for trial in known for cell in trial.cells)
     made = {trial.number: trial for trial in known}
@@ -121,6 +133,13 @@ def run_search(
         best = int(table["trial"].iloc[0])
         write_best(search, made[best], scores[best])
     return table, failures
+
+
+def _draws(search: SearchSpec) -> Draws | Sampled | None:
+    """Return what draws the trials; None for a grid."""
+    if search.method == "grid":
+        return None
+    return Draws(search) if search.method == "optuna" else Sampled(search)
 
 
 def _told(trial: Trial, spot: TrialSpot, monitor: str) -> str:

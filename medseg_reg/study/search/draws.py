@@ -1,4 +1,4 @@
-"""The draws of Optuna: what is tried next, by the scores of what was tried before.
+"""What was drawn, and the draws of Optuna: what is next, by the scores of what was tried before.
 
 Each trial has random numbers of its own, and it is drawn by the scores of all trials but the
 `together - 1` before it, however many of those have ended. So the draws do not depend on which of
@@ -21,28 +21,20 @@ from medseg_reg.study.search.spec import ChoiceSpec, RangeSpec, SearchSpec
 from medseg_reg.study.search.trials import Trial, make_trial
 
 
-class Draws:
-    """The trials of a search as they are drawn, with those that were drawn before.
+class Drawn:
+    """The trials of a search that were drawn before, in `drawn.json`.
 
     Args:
-        search: with `method: optuna`.
+        search: of any method that draws.
 
     Raises:
-        MedsegError: Optuna is not installed, or `drawn.json` is of another search.
+        MedsegError: `drawn.json` is of another search.
     """
 
     def __init__(self, search: SearchSpec) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise MedsegError(
-                "method: optuna is not installed. Install it with `pip install "
-                "'medseg-reg[search]'`, or take method: grid."
-            ) from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self.search = optuna, search
-        self.file = search.directory / "drawn.json"
+        self.search, self.file = search, search.directory / "drawn.json"
         self._about = {
+            "method": search.method,
             "parameters": search.model_dump(mode="json")["parameters"],
             "sampler_seed": search.sampler_seed,
         }
@@ -71,6 +63,39 @@ class Draws:
             for number, raw in enumerate(self._known[: self.search.trials])
         ]
 
+    def keep(self, raw: dict[str, Any]) -> None:
+        """Note what was drawn next."""
+        self._known.append(raw)
+        write_json(self.file, {**self._about, "trials": self._known})
+
+    def _values(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Return the values of parameters; of a list, its number is kept."""
+        pairs = self.search.parameters.items()
+        return {k: p.values[raw[k]] if isinstance(p, ChoiceSpec) else raw[k] for k, p in pairs}
+
+
+class Draws(Drawn):
+    """The trials of a search as they are drawn, with those that were drawn before.
+
+    Args:
+        search: with `method: optuna`.
+
+    Raises:
+        MedsegError: Optuna is not installed, or `drawn.json` is of another search.
+    """
+
+    def __init__(self, search: SearchSpec) -> None:
+        try:
+            import optuna
+        except ImportError:
+            raise MedsegError(
+                "method: optuna is not installed. Install it with `pip install "
+                "'medseg-reg[search]'`, or take another method."
+            ) from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna
+        super().__init__(search)
+
     def trials(
         self, has_ended: Callable[[Trial], bool], score: Callable[[Trial], float]
     ) -> Iterator[Trial | None]:
@@ -94,8 +119,7 @@ class Draws:
             asked, raw = self._ask(study, number)
             trial = make_trial(self.search, number, self._values(raw))
             if number == len(self._known):
-                self._known.append(raw)
-                write_json(self.file, {**self._about, "trials": self._known})
+                self.keep(raw)
             drawn.append((asked, trial))
             yield trial
 
@@ -120,11 +144,6 @@ class Draws:
             study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
         else:
             study.tell(asked, score)
-
-    def _values(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """Return the values of parameters that are kept as Optuna has them."""
-        pairs = self.search.parameters.items()
-        return {k: p.values[raw[k]] if isinstance(p, ChoiceSpec) else raw[k] for k, p in pairs}
 
 
 def _draw(trial: Any, key: str, spec: ChoiceSpec | RangeSpec) -> Any:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from medseg_reg.config_base import Closed, Positive
 from medseg_reg.study.idle_keys import is_below, leaves
+from medseg_reg.study.samplers import SAMPLERS, ControllerSpec, EvolutionSpec
 from medseg_reg.study.spec import ManyRuns, Seed, as_seeds, read_spec
 
 _OTHER_CASES = "it decides what is validated on, so the scores could not be compared"
@@ -74,13 +75,19 @@ class SearchSpec(ManyRuns):
         parameters: keys of a run's configuration, each with a list of values or a range. Keys
             that change what is validated on, or how, and those that do not change what is
             trained, are refused.
-        method: `grid` tries all combinations of the lists; `optuna` (tree-structured Parzen
-            estimator; Bergstra et al., NeurIPS 2011) draws `trials` of them.
-        trials: how many are drawn by `optuna`; refused beside `grid`, as the next two.
-        together: how many trials of `optuna` go on at a time: one is drawn when the scores of all
-            but the `together - 1` before it are known. By default as many as `workers`, or the
+        method: `grid` tries all combinations of the lists; the others draw `trials`: `optuna`
+            (tree-structured Parzen estimator; Bergstra et al., NeurIPS 2011) from lists and
+            ranges, and `controller` (AutoDropout's policy gradient), `random` and `evolution`
+            (regularized evolution) from lists.
+        trials: how many are drawn; refused beside `grid`, as the next two.
+        together: how many trials go on at a time. With `optuna` one is drawn when the scores of all
+            but the `together - 1` before it are known; the other methods draw a round of so many
+            when the scores of all before are known. By default as many as `workers`, or the
             GPUs, have room for. For a cluster, say how many.
-        sampler_seed: of the draws of `optuna`.
+        sampler_seed: of the draws.
+        controller: settings of `controller`; may stand beside the three that draw from lists, so
+            that one file serves them all. Likewise the next.
+        evolution: settings of `evolution`.
         monitor: the validation score, at the epoch whose weights the run keeps.
         seeds: of the trainings of each trial.
 
@@ -91,18 +98,30 @@ class SearchSpec(ManyRuns):
     config: Path
     overrides: dict[str, Any] = Field(default_factory=dict)
     parameters: dict[str, Parameter] = Field(min_length=1)
-    method: Literal["grid", "optuna"] = "grid"
+    method: Literal["grid", "optuna", "controller", "random", "evolution"] = "grid"
     trials: Positive = 20
     together: Positive | None = None
     sampler_seed: Seed = 0
+    controller: ControllerSpec = ControllerSpec()
+    evolution: EvolutionSpec = EvolutionSpec()
     monitor: Literal["val_dice", "val_iou"] = "val_dice"
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_seeds)] = Field((0,), min_length=1)
 
     @model_validator(mode="after")
-    def _a_grid_has_lists(self) -> SearchSpec:
+    def _only_optuna_takes_ranges(self) -> SearchSpec:
         ranges = [key for key, one in self.parameters.items() if isinstance(one, RangeSpec)]
-        if self.method == "grid" and ranges:
-            raise ValueError(f"{ranges[0]} is a range: a grid needs lists, or set method: optuna")
+        if self.method != "optuna" and ranges:
+            who = "a grid" if self.method == "grid" else f"method: {self.method}"
+            raise ValueError(f"{ranges[0]} is a range: {who} needs lists, or set method: optuna")
+        return self
+
+    @model_validator(mode="after")
+    def _evolution_gets_beyond_its_first_population(self) -> SearchSpec:
+        if self.method == "evolution" and self.trials <= self.evolution.population:
+            raise ValueError(
+                f"{self.trials} trials and a population of {self.evolution.population}: all would "
+                "be drawn at random. Take more trials, or a smaller evolution.population"
+            )
         return self
 
     @model_validator(mode="after")
@@ -118,6 +137,12 @@ class SearchSpec(ManyRuns):
                 raise ValueError(
                     f"{key} does nothing with method: grid, which tries all combinations. "
                     "Leave it out, or set method: optuna"
+                )
+        for key in ("controller", "evolution"):
+            if self.method not in SAMPLERS and key in self.model_fields_set:
+                raise ValueError(
+                    f"{key} does nothing with method: {self.method}. Leave it out, or set "
+                    f"method: {key}"
                 )
         for key in leaves(self.overrides):
             if any(is_below(key, one) for one in self.parameters):
@@ -143,8 +168,14 @@ class SearchSpec(ManyRuns):
         return self
 
     @property
+    def lists(self) -> dict[str, tuple[Any, ...]]:
+        """The values of the parameters that have lists."""
+        found = self.parameters.items()
+        return {key: one.values for key, one in found if isinstance(one, ChoiceSpec)}
+
+    @property
     def trials_at_a_time(self) -> int:
-        """How many trials of `optuna` go on at a time."""
+        """How many trials go on at a time, where they are drawn."""
         return self.together or math.ceil(self.at_a_time / len(self.seeds))
 
 

@@ -15,7 +15,7 @@ from medseg_reg.engine.metrics_table import MetricsTable, kept_epoch
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.grid import Cell, flow
-from medseg_reg.study.search.spec import ChoiceSpec, SearchSpec
+from medseg_reg.study.search.spec import SearchSpec
 
 
 class TrialSpot(NamedTuple):
@@ -96,19 +96,23 @@ def is_trained(search: SearchSpec, spot: TrialSpot) -> bool:
 
 def trial_numbers(search: SearchSpec) -> range:
     """Return the numbers of all trials."""
-    if search.method == "optuna":
+    if search.method != "grid":
         return range(search.trials)
-    return range(math.prod(len(values) for values in _lists(search)))
+    return range(math.prod(len(values) for values in search.lists.values()))
 
 
 def grid_trials(search: SearchSpec) -> Iterator[Trial]:
     """Go through all combinations of the lists."""
-    for number, values in enumerate(itertools.product(*_lists(search))):
+    for number, values in enumerate(itertools.product(*search.lists.values())):
         yield make_trial(search, number, dict(zip(search.parameters, values, strict=True)))
 
 
-def _lists(search: SearchSpec) -> list[tuple[Any, ...]]:
-    return [one.values for one in search.parameters.values() if isinstance(one, ChoiceSpec)]
+def check_values(search: SearchSpec) -> None:
+    """Refuse a value of a list that makes no configuration with the first values of the others."""
+    usual = {key: values[0] for key, values in search.lists.items()}
+    for key, values in search.lists.items():
+        for number, value in enumerate(values):
+            make_trial(search, number, {**usual, key: value})
 
 
 def score_of(cells: Sequence[Cell[TrialSpot]], monitor: str) -> float:
