@@ -39,7 +39,12 @@ best is worth 0.8; means of 20 searches; `python benchmarks/samplers.py`):
 
 With some dozens of trials, which is what most studies can pay for, what the three find hardly
 differs; the controller needs hundreds to be worth it, and real differences between patterns that
-are larger than those between seeds."""
+are larger than those between seeds.
+
+On the phantom, with eight trials each (`trials=8`, a population of 4, one seed), the best DICE in
+validation was .794 by the controller, .778 by evolution and .768 by random search. That is chance:
+the controller drew its best in the first round, before it had learnt anything, and its mean (.721)
+is the lowest (.735 random search, .738 evolution)."""
 
 NOTES = {
     "auto_dropout": AUTO_DROPOUT,
