@@ -116,7 +116,7 @@ def toolkit(options: argparse.Namespace, store: Path, plain: bool) -> list[float
     splits = make_splits(slices, config.data.split)
     data = data_module(config, slices, splits)
     network, entries = build_run_network(config, DataFacts.of(slices, data.channels))
-    loss = MixedLoss(**dict(config.regularization.error))
+    loss = MixedLoss(**config.regularization.error.arguments)
     module = SegmentationModule(network, loss, config, splits.val, 2)
     module.network.to(memory_format=module.memory_format)
     clock = Clock()

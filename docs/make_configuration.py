@@ -109,6 +109,13 @@ MEANINGS = {
     "`feed_forward`: they take one linear layer in place of its MLP.",
     "network.token_selection.weight": "Weight of the loss that holds the shares.",
     "network.token_selection.temperature": "Of the relaxation through which predictors learn.",
+    "network.token_labels": "For transformers of other packages: if set, tokens learn what their "
+    "patches show; see [networks](networks.md#tokens-that-learn-what-their-patches-show).",
+    "network.token_labels.weight": "Weight of that loss.",
+    "network.token_labels.taps": "Behind how many blocks: 1 for the last, 3 for the ends of three "
+    "equal parts.",
+    "network.token_labels.foreground": "How much more a patch full of foreground counts than one "
+    "of background.",
     "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "
@@ -122,6 +129,12 @@ MEANINGS = {
     "regularization.data": "Group 1, data: albumentations transforms in their order. See "
     "[below](#augmentation).",
     "regularization.data[].name": "The transform. Its own arguments stand beside it.",
+    "regularization.mix_token": "If set, boxes of patches travel between the images of a batch; "
+    "see [training](training.md#mixed-tokens).",
+    "regularization.mix_token.p": "Share of the batches that are mixed.",
+    "regularization.mix_token.alpha": "Of the Beta distribution of the area that stays.",
+    "regularization.mix_token.patch": "Side of a patch in pixels; null means that of the first "
+    "tokens of the transformer.",
     "regularization.architecture": "Group 2, architecture: layers in their places. See "
     "[regularizers](regularizers.md).",
     "regularization.architecture[].name": "The layer. Its own parameters stand beside it.",
@@ -163,6 +176,13 @@ MEANINGS = {
     "divided by their sum.",
     "regularization.error.label_smoothing": "Label smoothing s of the cross-entropy: of K "
     "classes the true one has the target 1 - s + s / K, the others s / K.",
+    "regularization.error.distillation": "If set, the network also learns from a finished run; see "
+    "[training](training.md#a-teacher).",
+    "regularization.error.distillation.teacher": "The directory of that run.",
+    "regularization.error.distillation.kind": "`soft`: the divergence of the classes; `hard`: the "
+    "loss for the teacher's labels.",
+    "regularization.error.distillation.temperature": "Of `soft`.",
+    "regularization.error.distillation.weight": "Share of the teacher; the labels have the rest.",
     "regularization.penalty.weight_decay": "Group 4, penalty: with `adam` and `sgd` an L2 "
     "penalty, with `adamw` decoupled weight decay; see [training](training.md#penalties). Biases, "
     "normalization layers, and the tables of positions of transformers are exempt.",

@@ -385,6 +385,45 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
             "an analysis; impacts on all blocks that the decoder reads",
         ),
     ),
+    "token_labels": (
+        "LV-ViT: token labelling",
+        "Jiang et al., NeurIPS 2021",
+        System(
+            CLASSES,
+            {
+                FORMULA: "networks/test_token_labels.py"
+                "::test_the_loss_and_its_gradient_are_those_of_the_formula",
+                TOY: "networks/test_token_labels.py::test_tokens_learn_what_their_patches_show",
+            },
+            "the network itself (its stem, scaled residuals, logits of tokens in evaluation); a "
+            "result on data",
+            "labels of tokens are the fractions of the classes in their patches",
+        ),
+    ),
+}
+
+TRAINING: dict[str, tuple[str, str, System]] = {
+    "regularization.mix_token": (
+        "LV-ViT: MixToken",
+        "Jiang et al., NeurIPS 2021",
+        System(
+            CLASSES,
+            {FORMULA: "data/test_mix_token.py::test_each_image_has_the_box_of_its_partner"},
+            "a result on data",
+            "images and masks are mixed on the grid of patches",
+        ),
+    ),
+    "regularization.error.distillation": (
+        "DeiT: distillation",
+        "Touvron et al., ICML 2021",
+        System(
+            CLASSES,
+            {FORMULA: "losses/test_distillation.py::test_it_equals_its_formula"},
+            "the distillation token, which needs a class token; weights by the teacher's "
+            "confidence; a result on data",
+            "for each pixel",
+        ),
+    ),
 }
 
 _TERMS = {FORMULA: "losses/test_terms.py::test_each_term_equals_its_formula"}

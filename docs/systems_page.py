@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from docstring_markdown import cell
-from systems import KINDS, LOSSES, METHODS, NETWORKS, System
+from systems import KINDS, LOSSES, METHODS, NETWORKS, TRAINING, System
 
 from medseg_reg.regularizers import regularizer_class
 from medseg_reg.regularizers.catalogue import Entry
@@ -25,7 +25,7 @@ _WHERE = {
     "routing": "`network.experts`",
 }
 # Keys of a configuration that are systems too, and an analysis.
-_PARTS = ("tree_depth", "experts", "token_selection", "masking", "patch_impacts")
+_PARTS = ("tree_depth", "experts", "token_selection", "token_labels", "masking", "patch_impacts")
 # Stands for a method without an entry.
 NEW = System("", {}, "told in `docs/systems.py`: nothing yet")
 _PAGE = """\
@@ -56,6 +56,10 @@ Those at places of maps go into any network with convolutions.
 
 Networks of other packages come by name: [networks](networks.md), [backbones](backbones.md).
 
+## What a training adds
+
+{training}
+
 ## Terms of the error function
 
 {losses}
@@ -78,6 +82,7 @@ def systems_page(found: Sequence[Entry]) -> str:
         kinds="\n".join(f"* **{kind}**: {what};" for kind, what in KINDS.items()).rstrip(";") + ".",
         layers=_table("goes to", layers),
         networks=_table("key", _keyed(NETWORKS)),
+        training=_table("key", _keyed(TRAINING)),
         losses=_table("key", _keyed(LOSSES)),
     )
 
@@ -91,7 +96,9 @@ def check_systems(found: Sequence[Entry]) -> None:
     _same({one.name for one in found}, METHODS, "method")
     _same({*_own_networks(), *_PARTS}, NETWORKS, "network")
     _same(_terms(), LOSSES, "loss")
-    every = [*METHODS.values(), *(one[2] for one in (*NETWORKS.values(), *LOSSES.values()))]
+    _check_keys(TRAINING)
+    others = (*NETWORKS.values(), *TRAINING.values(), *LOSSES.values())
+    every = [*METHODS.values(), *(one[2] for one in others)]
     _check_tests(test for one in every for test in one.tests.values())
 
 
@@ -146,6 +153,16 @@ def _same(wanted: set[str], there: Mapping[str, object], kind: str) -> None:
             f"docs/systems.py: not one entry for each {kind}: {', '.join(odd)}. Say there what it "
             "was verified against."
         )
+
+
+def _check_keys(named: Iterable[str]) -> None:
+    """Refuse keys that no configuration has."""
+    from medseg_reg.config_regularization import ErrorSpec, RegularizationSpec
+
+    known = {f"regularization.{key}" for key in RegularizationSpec.model_fields}
+    known |= {f"regularization.error.{key}" for key in ErrorSpec.model_fields}
+    if odd := sorted(set(named) - known):
+        raise SystemExit(f"docs/systems.py: there is no key {', '.join(odd)}")
 
 
 def _check_tests(named: Iterable[str]) -> None:

@@ -176,6 +176,15 @@ class Config(RunConfig):
     evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
+    def _batches_can_be_mixed(self) -> Config:
+        if self.regularization.mix_token is not None and self.data.batch_size < 2:
+            raise ValueError(
+                "regularization.mix_token mixes images of a batch, and data.batch_size is "
+                f"{self.data.batch_size}; give at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _outputs_have_weights(self) -> Config:
         weights, network = self.regularization.error.supervision, self.network
         if isinstance(network, ForeignSpec):

@@ -93,6 +93,20 @@ class TokenSelectionSpec(Closed):
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
+class TokenLabelsSpec(Closed):
+    """Tokens of a transformer that learn, beside the task, what their patches show.
+
+    Attributes:
+        weight: of the loss.
+        taps: behind how many blocks: 1 for the last, 3 for the ends of three equal parts.
+        foreground: how much more a patch full of foreground counts than one of background.
+    """
+
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    taps: Positive = 1
+    foreground: Annotated[float, Field(gt=0)] = 1.0
+
+
 class UNetSpec(Closed):
     """U-Net."""
 
@@ -157,6 +171,7 @@ class ForeignSpec(BaseModel):
     tree_depth: TreeDepth = 0
     experts: ExpertsSpec | None = None
     token_selection: TokenSelectionSpec | None = None
+    token_labels: TokenLabelsSpec | None = None
     pretrained: Path | None = None
     pretrained_strict: bool = True
 
@@ -180,6 +195,18 @@ class ForeignSpec(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """The network's own arguments."""
         return dict(self.model_extra or {})
+
+    @property
+    def token_arguments(self) -> dict[str, Any]:
+        """What is done to the tokens of the network, as arguments of `build_network`."""
+        found: dict[str, Any] = {}
+        if self.experts is not None:
+            found["experts"] = self.experts.arguments
+        if self.token_selection is not None:
+            found["token_selection"] = dict(self.token_selection)
+        if self.token_labels is not None:
+            found["token_labels"] = dict(self.token_labels)
+        return found
 
     @property
     def encoder_weights(self) -> Path | None:

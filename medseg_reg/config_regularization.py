@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -171,6 +172,42 @@ class LayerSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+class MixTokenSpec(Closed):
+    """A box of patches of each image, and its labels, come from another image of the batch.
+
+    Attributes:
+        p: share of the batches that are mixed.
+        alpha: of the Beta distribution of the area that stays.
+        patch: side of a patch in pixels; null for the first patches of the transformer.
+    """
+
+    p: Share = 1.0
+    alpha: float = Field(1.0, gt=0)
+    patch: Positive | None = None
+
+
+class DistillationSpec(Closed):
+    """A teacher, of which the network learns beside the labels.
+
+    Attributes:
+        teacher: a finished run.
+        kind: `soft`, the divergence of the classes; `hard`, the loss for the teacher's labels.
+        temperature: of the soft kind.
+        weight: share of the teacher; the labels have the rest.
+    """
+
+    teacher: Path
+    kind: Literal["soft", "hard"] = "soft"
+    temperature: float = Field(1.0, gt=0)
+    weight: Share = 0.5
+
+    @model_validator(mode="after")
+    def _temperature_has_a_meaning(self) -> DistillationSpec:
+        if self.kind == "hard" and self.temperature != 1:
+            raise ValueError("'temperature' belongs to kind 'soft', this is 'hard'")
+        return self
+
+
 class ErrorSpec(Closed):
     """The error function: weights of its terms, of the classes and of the outputs.
 
@@ -182,6 +219,7 @@ class ErrorSpec(Closed):
         class_weights: of the classes in `ce` and `focal`, the background first.
         region_weights: of the classes in the other terms, which leave the background out.
         supervision: weights of the outputs of a network with deep supervision.
+        distillation: a teacher, of which the network learns too.
     """
 
     ce: NotNegative = 1.0
@@ -200,6 +238,12 @@ class ErrorSpec(Closed):
     tversky_beta: NotNegative = 0.7
     tversky_gamma: float = Field(1.0, gt=0)
     supervision: Literal["equal", "halving"] | tuple[NotNegative, ...] = "equal"
+    distillation: DistillationSpec | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `MixedLoss`."""
+        return {key: value for key, value in self if key != "distillation"}
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> ErrorSpec:
@@ -269,6 +313,7 @@ class RegularizationSpec(Closed):
     """The five groups of regularization (Kukacka, Golkov, Cremers, arXiv:1710.10686, 2017)."""
 
     data: tuple[AugmentationSpec, ...] = ()
+    mix_token: MixTokenSpec | None = None
     architecture: tuple[LayerSpec, ...] = ()
     error: ErrorSpec = ErrorSpec()
     penalty: PenaltySpec = PenaltySpec()

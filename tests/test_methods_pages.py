@@ -132,6 +132,10 @@ def test_the_check_misses_a_method_a_network_a_loss_and_a_test(
             patch.setattr(page, table, less)
             with pytest.raises(SystemExit, match=f"each {kind}: {key}"):
                 page.check_systems(found)
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "TRAINING", {"regularization.mix_tokens": ()})
+        with pytest.raises(SystemExit, match="no key regularization.mix_tokens"):
+            page.check_systems(found)
     gone = systems.System("classification", {"formula": "test_docs.py::test_of_yesterday"})
     monkeypatch.setattr(page, "METHODS", {**systems.METHODS, "dropout": gone})
     with pytest.raises(SystemExit, match="no test tests/test_docs.py::test_of_yesterday"):

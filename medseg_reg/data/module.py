@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from medseg_reg.data.augment import Augmentation, check_shape
 from medseg_reg.data.dataset import SliceDataset, check_uniform, quiet_worker
+from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.preprocessing import ImageSpec, intensity_limits
 from medseg_reg.data.resident import (
     ResidentLoader,
@@ -112,6 +113,9 @@ class SliceDataModule(L.LightningDataModule):
         seed: seed of order and augmentation.
         resident: whether the slices stay on the device that trains, as of `may_reside`; then no
             worker is started.
+
+    Attributes:
+        mixing: what is done to a training batch before anything else sees it; None for nothing.
     """
 
     def __init__(
@@ -137,6 +141,7 @@ class SliceDataModule(L.LightningDataModule):
         )
         self.wanted_resident = resident
         self._residents: tuple[ResidentSlices, ResidentSlices] | None = None
+        self.mixing: MixToken | None = None
         used = (*splits.train, *splits.val, *splits.test)
         self.position: Position = {"epoch": 0, "batch": 0}
         self.channels = check_uniform(store, used, image)
@@ -188,6 +193,12 @@ class SliceDataModule(L.LightningDataModule):
         else:
             self.wanted_resident = False
         return self._residents
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Mix a batch that is trained on."""
+        if self.mixing is None or self.trainer is None or not self.trainer.training:
+            return batch
+        return self.mixing(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training data, for checkpoints.

@@ -17,10 +17,12 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from medseg_reg.config import Config, RunConfig
 from medseg_reg.config_network import ForeignSpec
 from medseg_reg.data.ignored import require_ignored
+from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.module import SliceDataModule
 from medseg_reg.data.splits import Splits, make_splits
 from medseg_reg.data.store import SliceStore
@@ -33,6 +35,12 @@ from medseg_reg.engine.checkpoint import (
     usable_checkpoint,
 )
 from medseg_reg.engine.compiling import require_compilable, told_in_a_line
+from medseg_reg.engine.distillation import (
+    Distillation,
+    check_teacher_size,
+    load_teacher,
+    same_teacher,
+)
 from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import SCORES, MetricsTable
 from medseg_reg.engine.module import SegmentationModule
@@ -47,7 +55,8 @@ from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.files import replacing, require_space, wait_for, write_json
 from medseg_reg.insertion import measure
 from medseg_reg.losses import MixedLoss, ms_ssim_note
-from medseg_reg.networks.build import check_input_size, parameter_count
+from medseg_reg.networks.build import Network, check_input_size, parameter_count
+from medseg_reg.networks.token_labels import finest_patch
 
 
 def fit(config: Config) -> RunDirectory:
@@ -68,20 +77,20 @@ def fit(config: Config) -> RunDirectory:
     splits = run.splits(store) or make_splits(store, config.data.split)
     data = data_module(config, store, splits)
     facts = DataFacts.of(store, data.channels)
-    seed_everything(config.seed)
+    distillation = load_teacher(config, facts, splits, store)
+    seed_everything(config.seed)  # after the teacher, which draws numbers
     network, entries = build_run_network(config, facts)
     placements = [placement for entry in entries for placement in entry.placements]
     example = data.train[0]["image"][None]
-    check_input_size(network, facts.channels, tuple(example.shape[2:]), config.data.batch_size)
+    size = tuple(example.shape[2:])
+    _require_trainable(config, network, distillation, (facts.channels, *size))
+    data.mixing = _mixing(config, network, (1, facts.channels, *size))
     loss = _loss(config, len(facts.classes))
-    accelerator = choose_accelerator(config.training.accelerator)
-    choose_precision(config.training.precision, accelerator)
-    require_compilable(config.training.compile, accelerator)
     report = run.path / "placement.json"
+    teacher = same_teacher(distillation, run.path / "teacher.json")
     # A run that goes on has its weights in its checkpoint.
-    pretrained = None
-    if not any(run.checkpoints.glob("*.ckpt")):
-        pretrained = load_run_pretrained(network, config)
+    goes_on = any(run.checkpoints.glob("*.ckpt"))
+    pretrained = None if goes_on else load_run_pretrained(network, config)
     if rank_zero_only.rank == 0:
         if not report.exists():
             measure(network, example, placements)
@@ -95,9 +104,11 @@ def fit(config: Config) -> RunDirectory:
         if not report.exists():
             write_json(report, [p.as_dict() for p in placements])
         run.note_pretrained(pretrained)
+        if teacher is not None:
+            write_json(run.path / "teacher.json", teacher)
     else:
         wait_for(report)
-    module = SegmentationModule(network, loss, config, splits.val, len(facts.classes))
+    module = SegmentationModule(network, loss, config, splits.val, len(facts.classes), distillation)
     control = RegularizationControl(network, entries, config.seed, config.data.ignore_label)
     own, notes = [control, *_stopping(config)], []
     if "ms_ssim" in loss.weights and (note := ms_ssim_note(example.shape[2:])):
@@ -124,6 +135,30 @@ def nothing_left_behind(run: RunDirectory, fresh: bool) -> Iterator[None]:
         if fresh and rank_zero_only.rank == 0 and not any(run.checkpoints.glob("*.ckpt")):
             shutil.rmtree(run.path)
         raise
+
+
+def _require_trainable(
+    config: Config, network: Network, distillation: Distillation | None, shape: Sequence[int]
+) -> None:
+    """Refuse images of a shape (C, H, W), or a machine, on which nothing can be trained."""
+    check_input_size(network, shape[0], shape[1:], config.data.batch_size)
+    check_teacher_size(distillation, shape[0], shape[1:])
+    accelerator = choose_accelerator(config.training.accelerator)
+    choose_precision(config.training.precision, accelerator)
+    require_compilable(config.training.compile, accelerator)
+
+
+def _mixing(config: Config, network: nn.Module, shape: Sequence[int]) -> MixToken | None:
+    """Return what mixes the batches of a training, if anything does."""
+    spec, key = config.regularization.mix_token, "regularization.mix_token"
+    if spec is None:
+        return None
+    if spec.patch is not None:
+        return MixToken(spec.p, spec.alpha, (spec.patch, spec.patch))
+    try:
+        return MixToken(spec.p, spec.alpha, finest_patch(network, shape, key))
+    except MedsegError as error:
+        raise MedsegError(f"{error} Or give {key}.patch, as 16.") from None
 
 
 def data_module(config: RunConfig, store: SliceStore, splits: Splits) -> SliceDataModule:
@@ -276,7 +311,7 @@ def _loss(config: Config, classes: int) -> MixedLoss:
                 f"regularization.error.{key}: {len(weights)} weights for {classes} classes. "
                 "Give one for each, the background first."
             )
-    return MixedLoss(**dict(error), ignore=config.data.ignore_label)
+    return MixedLoss(**error.arguments, ignore=config.data.ignore_label)
 
 
 def seed_everything(seed: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_reg.config import Config
+from medseg_reg.engine.distillation import Distillation
 from medseg_reg.engine.training_module import TrainingModule
 from medseg_reg.errors import MedsegError
 from medseg_reg.losses import MixedLoss
@@ -30,6 +31,7 @@ class SegmentationModule(TrainingModule):
         config: the run's configuration.
         val_cases: names of the validation cases, in the order of their indices.
         classes: number of classes, the background counted.
+        distillation: what a teacher adds to the loss.
     """
 
     def __init__(
@@ -39,18 +41,26 @@ class SegmentationModule(TrainingModule):
         config: Config,
         val_cases: Sequence[str],
         classes: int,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__(network, config)
         self.config: Config = config
         self.loss = loss
+        self.distillation = distillation
         self.classes = classes
         self.val_cases = list(val_cases)
         self.val_loss = torch.zeros(2, dtype=torch.float64)
         self.val_counts = torch.zeros(0)
 
+    def on_fit_start(self) -> None:
+        """Take the teacher along to the device."""
+        if self.distillation is not None:
+            self.distillation.to(self.device)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; stop the run if it is not a number."""
-        output = (self.compiled or self.network)(self._image(batch))
+        image = self._image(batch)
+        output = (self.compiled or self.network)(image)
         try:
             loss = self._loss_of(output, batch["mask"])
         except ValueError as error:
@@ -58,7 +68,10 @@ class SegmentationModule(TrainingModule):
                 f"{self._shown(batch)}: {error}. `python -m medseg_reg.data.verify` tells which "
                 "files of the store were changed."
             ) from None
-        return self.counted(loss, batch, batch_idx)
+        taught = None
+        if self.distillation is not None:
+            taught = self.distillation.mixed(loss, image, batch["mask"], output, self._loss_of)
+        return self.counted(loss, batch, batch_idx, taught)
 
     def _loss_of(self, output: Any, labels: Tensor) -> Tensor:
         """Return the loss of what the network returned: logits, of several levels, or guided."""

@@ -51,10 +51,8 @@ def build_plain_network(spec: NetworkSpec, facts: DataFacts) -> Network:
         MedsegError: the network cannot be built so.
     """
     arguments: dict[str, Any] = spec.arguments
-    if isinstance(spec, ForeignSpec) and spec.experts is not None:
-        arguments["experts"] = spec.experts.arguments
-    if isinstance(spec, ForeignSpec) and spec.token_selection is not None:
-        arguments["token_selection"] = dict(spec.token_selection)
+    if isinstance(spec, ForeignSpec):
+        arguments |= spec.token_arguments
     return build_network(
         in_channels=facts.channels,
         classes=len(facts.classes),

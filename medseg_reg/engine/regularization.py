@@ -19,6 +19,7 @@ from medseg_reg.engine.layer_memory import layers_of, memory_of, restore_memory
 from medseg_reg.engine.rates import PlacedEntry, rate_factor
 from medseg_reg.engine.training_module import decaying_group
 from medseg_reg.errors import MedsegError
+from medseg_reg.networks.token_labels import TokenLabels
 from medseg_reg.regularizers.protocols import LabelReader, LabelTaker, StepTaker
 
 # Sets the coins apart from the order of the data, which is drawn from (seed, epoch).
@@ -39,7 +40,7 @@ class RegularizationControl(Callback):
     * a layer that takes part in some steps is told whether it does: the coin of step n is below
       its rate. Where it does and asks for it, the optimizer's weight decay is magnified until the
       step is over;
-    * a layer that reads labels gets those of the batch.
+    * a layer, or another part of the network, that reads labels gets those of the batch.
 
     A validation feeds the layers that learn from held-out data. Rates and coins have no state:
     accumulated batches share them, and a resumed run goes on with them.
@@ -69,7 +70,7 @@ class RegularizationControl(Callback):
         layers = list(layers_of(network).values())
         self.takers = [layer for layer in layers if isinstance(layer, StepTaker)]
         self.readers = [layer for layer in layers if isinstance(layer, LabelReader)]
-        self.labelled = [layer for layer in layers if isinstance(layer, LabelTaker)]
+        self.labelled = [m for m in network.modules() if isinstance(m, LabelTaker)]
         self.steps = 0
         self._decay: float | None = None
         self._restored: dict[str, Any] | None = None
@@ -206,7 +207,7 @@ class RegularizationControl(Callback):
         if labels is not None and self.ignored is not None:
             known = labels.masked_fill(labels == self.ignored, 0)
         for layer in self.labelled:
-            layer.labels = labels if isinstance(layer, LabelReader) else known
+            layer.labels = labels if isinstance(layer, LabelReader | TokenLabels) else known
 
     def _restore_memory(self, trainer: L.Trainer) -> None:
         memories = (self._restored or {})["memory"]

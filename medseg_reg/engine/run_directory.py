@@ -6,6 +6,7 @@ data.json             classes, channels and origin of the data
 splits.json           which cases were trained on, validated on, tested on
 placement.json        every regularizer: place, class, rate asked for and rate measured
 pretrained.json       what of a file of pretrained weights was taken; only where there was one
+teacher.json          the run that this one learned from, and the hash of its weights; if any
 metrics.csv           one row an epoch; scheduled rates by their keys
 checkpoints/          last and previous state, for an exact resume
 weights.safetensors   the trained network; its presence says that training is done

@@ -98,8 +98,16 @@ class TrainingModule(L.LightningModule):
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = self.config.optimizer.lr * factor
 
-    def counted(self, loss: Tensor, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Add the loss of a batch to the epoch's, and penalties to the loss.
+    def counted(
+        self, loss: Tensor, batch: dict[str, Any], batch_idx: int, optimized: Tensor | None = None
+    ) -> Tensor:
+        """Add the loss of a batch to the epoch's, and penalties to what is optimized.
+
+        Args:
+            loss: of the labels.
+            batch: for the message.
+            batch_idx: its number in the epoch.
+            optimized: what is minimized where it is not this loss, as with a teacher.
 
         Raises:
             MedsegError: it is not a finite number.
@@ -112,7 +120,7 @@ class TrainingModule(L.LightningModule):
             self.train_loss[0]
         ):
             raise MedsegError(self._not_finite(batch if on_cpu else None))
-        return self.with_penalties(loss)
+        return self.with_penalties(loss if optimized is None else optimized)
 
     def with_penalties(self, loss: Tensor) -> Tensor:
         """Add to a loss what parts of the network ask for in this pass, and the L1 penalty."""
@@ -132,7 +140,7 @@ class TrainingModule(L.LightningModule):
         self.epoch_scores = {}
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss (without penalties), the learning rate and the penalty."""
+        """Log the mean loss (of the labels, no penalties), the learning rate and the penalty."""
         loss = self._over_processes(self.train_loss)
         self.epoch_scores["train_loss"] = float(loss[0] / loss[1])
         self.epoch_scores["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from medseg_reg.insertion.placement import fill
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.report import Placement
-from medseg_reg.insertion.sequence import CompleteHook, UnmergeHook, hang_sequence
+from medseg_reg.insertion.sequence import hang_sequence, order_ends
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.insertion.views import MAP, View, idle
 from medseg_reg.regularizers import PatchDropout, Regularizer, TokenMerging
@@ -248,10 +248,8 @@ def _hang_around(around: nn.Module, where: Place, path: str, layer: Regularizer)
     inside = path.removeprefix(f"{where.block}.") if where.block else path
     if where.kind == "block_residual":
         handle = around.register_forward_hook(BlockHook(inside, where.view))
-        for key, hook in list(around._forward_hooks.items()):
-            # What a block adds is known for the tokens that it got, so they are completed later.
-            if isinstance(hook, CompleteHook | UnmergeHook):
-                around._forward_hooks.move_to_end(key)
+        # What a block adds is known for the tokens that it got, so they are completed later.
+        order_ends(around)
         return handle
     if where.kind == "attention":
         return around.register_forward_pre_hook(PaddingHook(inside))

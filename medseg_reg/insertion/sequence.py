@@ -26,6 +26,10 @@ class FewerTokens:
     layer: nn.Module
 
 
+class AllTokens:
+    """A hook that is to see every token behind a block, even where the block gets fewer."""
+
+
 class KeyWeigher(Protocol):
     """What lets keys of an attention count more or less."""
 
@@ -153,6 +157,18 @@ class KeysMaskHook(KeysHook):
         return args, {**kwargs, key: bias}
 
 
+def order_ends(block: nn.Module) -> None:
+    """Let the hooks at the end of a block run in their order.
+
+    First those that see the tokens that the block got, then what completes them, then those that
+    are to see all.
+    """
+    for kind in ((CompleteHook, UnmergeHook), (AllTokens,)):
+        for key, hook in list(block._forward_hooks.items()):
+            if isinstance(hook, kind):
+                block._forward_hooks.move_to_end(key)
+
+
 def check_alone(model: nn.Module, where: Place, owner: str) -> None:
     """See whether the blocks of a place run on all of their tokens as yet.
 
@@ -188,6 +204,7 @@ def hang_sequence(model: nn.Module, where: Place, layer: Regularizer) -> list[Re
         elif isinstance(layer, TokenMerging):
             handles.append(block.register_forward_pre_hook(MergeHook(layer)))
             handles.append(block.register_forward_hook(UnmergeHook(layer)))
+        order_ends(block)
     if isinstance(layer, TokenMerging) and layer.proportional:
         handles += [hang_keys(model, keys, layer) for keys in where.keys]
     return handles

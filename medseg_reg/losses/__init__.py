@@ -23,6 +23,7 @@ elsewhere.
 
 from medseg_reg.losses.boundary import boundary_loss, signed_distance
 from medseg_reg.losses.cross_entropy import cross_entropy
+from medseg_reg.losses.distillation import distillation_loss
 from medseg_reg.losses.focal import focal_loss
 from medseg_reg.losses.labels import check_labels
 from medseg_reg.losses.mixed import MixedLoss
@@ -41,6 +42,7 @@ __all__ = [
     "check_labels",
     "cross_entropy",
     "dice_loss",
+    "distillation_loss",
     "focal_loss",
     "iou_loss",
     "ms_ssim_loss",

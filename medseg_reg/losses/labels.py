@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def check_labels(target: Tensor, n_labels: int, ignore: int | None = None) -> None:
@@ -108,3 +110,19 @@ def one_hot(labels: Tensor, first: int, channels: int, counted: Tensor | None) -
     classes = torch.arange(first, channels, device=labels.device)
     masks = labels.unsqueeze(1) == classes.view(1, -1, *[1] * (labels.ndim - 1))
     return (masks if counted is None else masks & counted).float()
+
+
+def two_classes(logits: Tensor) -> Tensor:
+    """Return logits of two classes, (0, x), in the place of one channel x; others as they are.
+
+    Softmax over (0, x) is the sigmoid of x: one code path serves both.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return logits (B, K, *spatial) interpolated linearly to a spatial size."""
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits
+    mode = "bilinear" if logits.ndim == 4 else "trilinear"
+    return F.interpolate(logits, size=tuple(size), mode=mode, align_corners=False)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medseg_reg.losses.boundary import boundary_loss, signed_distance
 from medseg_reg.losses.cross_entropy import cross_entropy
@@ -18,6 +17,8 @@ from medseg_reg.losses.labels import (
     check_labels,
     check_shapes,
     one_hot,
+    resized,
+    two_classes,
     zero_or_nan,
 )
 from medseg_reg.losses.overlap import dice_loss, iou_loss, tversky_loss
@@ -227,7 +228,7 @@ class MixedLoss(nn.Module):
             total: dict[str, Tensor] = {}
             for output, share in zip(outputs, shares, strict=True):
                 spoiled = zero_or_nan(output, target.long(), max(2, channels), self.ignore)
-                terms = self._terms(_resized(output.float(), target), truth)
+                terms = self._terms(resized(output.float(), target.shape[1:]), truth)
                 for name, term in terms.items():
                     total[name] = total.get(name, 0) + share * (term + spoiled)
         return total
@@ -279,9 +280,7 @@ class MixedLoss(nn.Module):
         return {name: terms[name] for name in self.weights}
 
     def _pixel_terms(self, logits: Tensor, truth: _Truth) -> dict[str, Tensor]:
-        if logits.shape[1] == 1:
-            # Softmax over (0, x) is the sigmoid of x: one code path for weights and smoothing.
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        logits = two_classes(logits)
         weights = self.class_weights
         check_count(weights, "class_weights", logits.shape[1])
         counted = None if truth.counted is None else truth.counted.squeeze(1)
@@ -342,11 +341,3 @@ class MixedLoss(nn.Module):
                 f"supervision={self.supervision!r}",
             ]
         )
-
-
-def _resized(logits: Tensor, target: Tensor) -> Tensor:
-    size = target.shape[1:]
-    if logits.shape[2:] == size:
-        return logits
-    mode = "bilinear" if logits.ndim == 4 else "trilinear"
-    return F.interpolate(logits, size=size, mode=mode, align_corners=False)

@@ -14,6 +14,7 @@ from medseg_reg.networks.foreign import ForeignNetwork, build_foreign
 from medseg_reg.networks.mixture import mix_head
 from medseg_reg.networks.shapes import run_on_shape
 from medseg_reg.networks.sparse_experts import use_experts
+from medseg_reg.networks.token_labels import use_token_labels
 from medseg_reg.networks.token_selection import use_token_selection
 from medseg_reg.networks.unet import UNet
 from medseg_reg.networks.unet3plus import UNet3Plus
@@ -36,6 +37,7 @@ def build_network(
     tree_depth: int = 0,
     experts: Mapping[str, Any] | None = None,
     token_selection: Mapping[str, Any] | None = None,
+    token_labels: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> Network:
     """Build the 2-D network of a run, with new weights.
@@ -49,12 +51,14 @@ def build_network(
             0 leaves it a convolution.
         experts: arguments of `use_experts`; None leaves feed-forward blocks as they are.
         token_selection: arguments of `use_token_selection`; None lets blocks run on all tokens.
+        token_labels: arguments of `use_token_labels`; None adds no loss on tokens.
         arguments: what else the network takes.
 
     Raises:
         MedsegError: a sigmoid head for more than two classes, a foreign network that cannot be
             built with these arguments, or one whose last convolution or feed-forward blocks
-            cannot become mixtures, or whose blocks cannot run on chosen tokens.
+            cannot become mixtures, or whose blocks cannot run on chosen tokens or
+            give no tokens of patches.
     """
     if head == "sigmoid" and classes != 2:
         raise MedsegError(
@@ -73,6 +77,9 @@ def build_network(
     if token_selection is not None:
         shape = (1, in_channels, *usual_size(network))
         use_token_selection(network, shape, name, **token_selection)
+    if token_labels is not None:
+        shape = (1, in_channels, *usual_size(network))
+        use_token_labels(network, shape, name, classes, **token_labels)
     if tree_depth:
         mix_head(network, (1, in_channels, *usual_size(network)), outputs, tree_depth, name)
     return network

@@ -262,7 +262,7 @@ def use_token_selection(
     for number, path in enumerate(chosen):
         block = network.get_submodule(path)
         selection = TokenSelection(
-            _width(block),
+            token_width(block),
             keep ** (1 + number * stages // len(chosen)),
             share,
             temperature,
@@ -281,7 +281,7 @@ def use_token_selection(
     return chosen
 
 
-def _width(block: nn.Module) -> int:
+def token_width(block: nn.Module) -> int:
     """Return the features of the tokens of a block: those of the first that it does with them."""
     for module in block.modules():
         if isinstance(module, nn.LayerNorm):

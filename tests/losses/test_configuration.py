@@ -30,7 +30,7 @@ SUPERVISED = {"name": "unet3plus", "channels": [4, 8, 8], "deep_supervision": Tr
 
 
 def test_the_defaults_are_those_of_the_loss():
-    assert repr(MixedLoss(**dict(ErrorSpec()))) == repr(MixedLoss())
+    assert repr(MixedLoss(**ErrorSpec().arguments)) == repr(MixedLoss())
     assert set(TERMS) == {"ce", "focal", *REGION_TERMS}
 
 

@@ -1,0 +1,211 @@
+"""Distillation: a network also learns from a finished run, its teacher.
+
+H. Touvron et al., "Training data-efficient image transformers & distillation through attention"
+(DeiT), ICML 2021, arXiv:2012.12877, for the class of an image; here for each pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg_reg.config import Config
+from medseg_reg.config_regularization import DistillationSpec
+from medseg_reg.data.splits import Splits, units_of
+from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.network import load_run_network
+from medseg_reg.engine.run_directory import DataFacts, RunDirectory, manifest_hash
+from medseg_reg.errors import MedsegError
+from medseg_reg.files import read_json, sha256_of
+from medseg_reg.losses import distillation_loss
+from medseg_reg.networks.build import check_input_size, predicted_labels
+from medseg_reg.regularizers.protocols import LabelReader
+
+_KEY = "regularization.error.distillation.teacher"
+
+
+class Distillation:
+    r"""What a teacher adds to the loss of a training.
+
+    .. math::
+        L_\text{soft} &= (1 - \lambda) L(z, t)
+            + \lambda \tau^2 \operatorname{KL}(q(\tau) \,\|\, p(\tau)) \\
+        L_\text{hard} &= (1 - \lambda) L(z, t) + \lambda L(z, \arg\max_c y_c)
+
+    with z the logits of the network, y those of the teacher for the same images, p and q their
+    classes at the temperature, see `distillation_loss`, t the labels, and L the loss of the run.
+    Ignored pixels count in neither part.
+
+    It is no module and holds none where a module would find it, so that the teacher is neither
+    trained, nor in checkpoints, nor in the weights of the run.
+
+    Args:
+        teacher: a network; it is set to evaluation and loses its gradients.
+        spec: kind, temperature and weight.
+        supervision: weights of the outputs of the network under deep supervision.
+        ignored: a label of pixels whose class is not known.
+
+    Example:
+        >>> spec = DistillationSpec(teacher="runs/unet", weight=0.25)
+        >>> part = Distillation(torch.nn.Conv2d(1, 2, 1), spec)
+        >>> image, logits = torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 4, 4)
+        >>> labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+        >>> part.mixed(torch.tensor(1.0), image, labels, logits, lambda *_: 0).item() > 0.75
+        True
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        spec: DistillationSpec,
+        supervision: str | tuple[float, ...] = "equal",
+        ignored: int | None = None,
+    ) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.spec, self.supervision, self.ignored = spec, supervision, ignored
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher to a device."""
+        self.teacher.to(device)
+
+    def mixed(
+        self,
+        loss: Tensor,
+        image: Tensor,
+        labels: Tensor,
+        output: Any,
+        loss_of: Callable[[Any, Tensor], Tensor],
+    ) -> Tensor:
+        """Return the loss with the teacher's share.
+
+        Args:
+            loss: L of the true labels.
+            image: what the network saw, (B, C, *spatial).
+            labels: of these, (B, *spatial).
+            output: what it returned for that: logits, of several levels, or guided.
+            loss_of: L of an output and labels.
+        """
+        weight = self.spec.weight
+        if weight == 0:
+            return loss
+        with torch.no_grad():
+            teacher = self.teacher(image)
+        known = None if self.ignored is None else labels != self.ignored
+        if self.spec.kind == "hard":
+            told = predicted_labels(teacher)
+            told = loss_of(output, told if known is None else torch.where(known, told, labels))
+        else:
+            logits, spec = getattr(output, "logits", output), self.spec  # of guided ones too
+            told = distillation_loss(logits, teacher, spec.temperature, self.supervision, known)
+        return (1 - weight) * loss + weight * told
+
+
+def load_teacher(
+    config: Config, facts: DataFacts, splits: Splits, store: SliceStore
+) -> Distillation | None:
+    """Load the teacher that a configuration names, if it names any.
+
+    Random states are not what they were afterwards.
+
+    Raises:
+        MedsegError: it is no finished run, was trained for other classes, channels or
+            intensities, reads the labels of what it is tested on, or has learned from cases that
+            this run validates or tests on.
+    """
+    spec = config.regularization.error.distillation
+    if spec is None:
+        return None
+    run = RunDirectory(spec.teacher)
+    try:
+        _require_alike(run, run.config(), config, facts)
+        _require_unseen(run, splits, store)
+        network = load_run_network(run)
+    except MedsegError as error:
+        raise MedsegError(f"{_KEY}: {error}") from None
+    if any(isinstance(m, LabelReader) and not m.valid_for_reporting for m in network.modules()):
+        raise MedsegError(
+            f"{_KEY}: {spec.teacher} has a layer that reads the labels of what it is tested on, so "
+            "it predicts nothing without them. Use another teacher."
+        )
+    supervision = config.regularization.error.supervision
+    return Distillation(network, spec, supervision, config.data.ignore_label)
+
+
+def check_teacher_size(
+    distillation: Distillation | None, channels: int, size: Sequence[int]
+) -> None:
+    """Refuse a size of images that the teacher cannot take.
+
+    Raises:
+        MedsegError: names the size, and one that works.
+    """
+    if distillation is None:
+        return
+    network: Any = distillation.teacher
+    try:
+        check_input_size(network, channels, size)
+    except MedsegError as error:
+        raise MedsegError(f"{_KEY}: {distillation.spec.teacher}: {error}") from None
+
+
+def same_teacher(distillation: Distillation | None, note: Path) -> dict[str, str] | None:
+    """Return what a run notes of its teacher, or make sure that it is still the same.
+
+    Args:
+        distillation: with a teacher of a run; None for none.
+        note: the file of the run that has the note, if it was written already.
+
+    Raises:
+        MedsegError: the teacher has other weights than when the training began.
+    """
+    if distillation is None:
+        return None
+    weights = RunDirectory(distillation.spec.teacher).weights
+    found = {"run": str(distillation.spec.teacher), "sha256": sha256_of(weights)}
+    if note.exists() and read_json(note).get("sha256") != found["sha256"]:
+        raise MedsegError(
+            f"{_KEY}: {weights} has changed since {note.parent} began to learn from it. Restore "
+            "it, or train into another directory with `run=DIR`."
+        )
+    return found
+
+
+def _require_alike(run: RunDirectory, other: Config, config: Config, facts: DataFacts) -> None:
+    """Refuse a teacher that knows other classes, or would see images that it does not know."""
+    theirs = run.data_facts()
+    pairs: dict[str, tuple[Any, Any]] = {
+        "classes": (list(theirs.classes), list(facts.classes)),
+        "channels": (theirs.channels, facts.channels),
+        "data.image.window": (other.data.image.window, config.data.image.window),
+        "data.image.percentiles": (other.data.image.percentiles, config.data.image.percentiles),
+    }
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
+            raise MedsegError(
+                f"{run.path}: was trained with {name} {found}, this run has {wanted}. Use a "
+                "teacher that was trained with the same."
+            )
+
+
+def _require_unseen(run: RunDirectory, splits: Splits, store: SliceStore) -> None:
+    """Refuse a teacher that knows the cases by which its pupil is judged."""
+    if run.data_facts().manifest_sha256 != manifest_hash(store):
+        return  # other data: cases of the same name need not be the same
+    known = run.splits(store)
+    if known is None:
+        return
+    unit = {case: name for name, cases in units_of(store).items() for case in cases}
+    learned = {unit[case] for case in known.train}
+    chosen = learned | {unit[case] for case in known.val}
+    for part, cases, seen in (("test", splits.test, chosen), ("val", splits.val, learned)):
+        leaked = [case for case in cases if unit[case] in seen]
+        if leaked:
+            shown = ", ".join(leaked[:3]) + (", ..." if len(leaked) > 3 else "")
+            raise MedsegError(
+                f"{run.path}: has learned from {shown}, which this run keeps for '{part}': its "
+                "scores would tell nothing. Train the teacher with the same data.split."
+            )
