@@ -66,6 +66,14 @@ def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
+def trained(path: Path, content: dict[str, Any]) -> None:
+    """Train and evaluate by the command, in this process."""
+    from medseg_reg.train import main
+
+    content["evaluation"] = {"resamples": 100}
+    main(["--config", str(write_config(path, content))])
+
+
 def fork(
     main: Callable[[Sequence[str]], None], arguments: Sequence[str], log: Path | None = None
 ) -> int:

@@ -82,11 +82,11 @@ def test_the_area_that_stays_follows_the_beta_distribution(
     monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor(high // 2))
     for alpha, spread in ((1.0, math.sqrt(1 / 12)), (4.0, math.sqrt(1 / 36))):
         shares = []
-        for _ in range(2000):
+        for _ in range(800):
             (top, bottom), (left, right) = draw_box((500, 500), alpha)
             shares.append(1 - (bottom - top) * (right - left) / 500**2)
-        assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
-        assert np.std(shares) == pytest.approx(spread, abs=0.015)
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+        assert np.std(shares) == pytest.approx(spread, abs=0.02)
 
 
 def test_a_share_of_the_batches_is_mixed_and_the_rest_of_a_batch_stays() -> None:

@@ -27,7 +27,7 @@ from medseg_reg.losses import MixedLoss, distillation_loss
 from medseg_reg.networks import GuidedLogits
 from medseg_reg.networks.build import build_network
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config
+from tests.training import same_weights, tiny_config, trained
 
 KEY = "regularization__error__distillation"
 PLUS = {"name": "unet3plus", "channels": [4, 8], "cat_channels": 3}
@@ -167,13 +167,17 @@ def test_hard_labels_train_a_guided_network_in_bfloat16_and_the_teacher_is_not_n
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Distillation, "mixed", noted)
-        changes = {KEY: {"teacher": str(moved), "kind": "hard"}, "training__precision": "bf16"}
-        run = train(store, tmp_path / "run", network=network, **changes)
+        changes: dict[str, Any] = {"network": network, "training__epochs": 1}
+        changes |= {KEY: {"teacher": str(moved), "kind": "hard"}, "training__precision": "bf16"}
+        content = tiny_config(store.path, tmp_path / "run", **changes)
+        trained(tmp_path / "run.yaml", content)
+    run = RunDirectory(tmp_path / "run")
+    assert (run.path / "summary.json").exists()
     assert len(seen) == 3
     assert seen[0].shape == (2, 1, 21, 26)
     assert moved.joinpath("weights.safetensors").read_bytes() == before
     shutil.rmtree(moved)
-    assert train(store, tmp_path / "run", network=network, **changes).finished
+    assert fit(parse_config(content, "run")).finished
     assert load_run_network(run)(torch.rand(1, 1, 21, 26)).shape == (1, 2, 21, 26)
 
 

@@ -16,12 +16,11 @@ from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.fit import fit
 from medseg_reg.engine.module import SegmentationModule
-from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.networks import TokenLabels
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config
+from tests.training import same_weights, tiny_config, trained
 
 NETWORK = {
     "name": "monai.UNETR",
@@ -63,24 +62,28 @@ def test_tokens_learn_from_the_mixed_labels_of_the_training_batches(
 
     def seen(self: TokenLabels, tokens: torch.Tensor) -> None:
         watch(self, tokens)
+        assert (self.weight, self.foreground) == (0.25, 3.0)
         if torch.is_grad_enabled():
             watched.append(self.labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(MixToken, "__call__", noted)
         patch.setattr(TokenLabels, "watch", seen)
-        run = train(store, tmp_path / "run", **changes)
+        changes["regularization__architecture"] = []
+        content = tiny_config(store.path, tmp_path / "run", training__epochs=1, **changes)
+        trained(tmp_path / "run.yaml", content)
+    run = RunDirectory(tmp_path / "run")
+    assert (run.path / "summary.json").exists()
     assert len(mixed) == 3  # training batches alone, no validation
     assert len(watched) == 2 * len(mixed)
     for number, labels in enumerate(watched):
         assert labels is not None
         assert torch.equal(labels, mixed[number // 2])
-    network = load_run_network(run)
-    layers = [m for m in network.modules() if isinstance(m, TokenLabels)]
-    assert [(one.weight, one.foreground) for one in layers] == [(0.25, 3.0)] * 2
-    for one in layers:
-        assert (one.head[1].bias != TokenLabels(12, 2, (16, 16)).head[1].bias).all()
-        assert not torch.equal(one.head[0].weight, torch.ones(12))
+    heads = {k: v for k, v in load_file(run.weights).items() if ".token_labels.head." in k}
+    assert len(heads) == 2 * 4
+    for key, value in heads.items():
+        if key.endswith("0.weight"):  # of the norm, which begins with ones
+            assert (value != 1).all()
 
 
 @pytest.mark.slow

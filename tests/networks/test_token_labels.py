@@ -20,6 +20,7 @@ from medseg_reg.networks.token_labels import (
     token_label_loss,
     use_token_labels,
 )
+from medseg_reg.networks.token_selection import use_token_selection
 from medseg_reg.regularizers.protocols import LabelReader, LabelTaker, PenaltyGiver
 from tests.insertion.transformers import TRANSFORMERS, outputs
 from tests.reference import token_labels as reference
@@ -236,10 +237,13 @@ def test_the_loss_reaches_the_first_block_and_adds_its_gradient_to_that_of_the_t
 
 @pytest.mark.parametrize("method", ["patch_dropout", "token_merging", "token_selection"])
 def test_it_sees_every_token_where_blocks_run_on_fewer(method: str) -> None:
-    x, labels = torch.rand(2, 1, 48, 48), torch.randint(0, 2, (2, 48, 48))
-    own = {"token_selection": {"stages": 1, "keep": 0.5}} if method == "token_selection" else {}
-    network = build(UNETR, token_labels={"taps": 2}, **own)
-    if not own:
+    case = TRANSFORMERS["timm-vit"]
+    network, x = case.network(), case.example(2)
+    labels = torch.randint(0, 2, (2, *x.shape[2:]))
+    if method == "token_selection":
+        use_token_selection(network, x.shape, "ViT", stages=1, first=0, keep=0.5)
+    use_token_labels(network, x.shape, "ViT", 2, taps=2)
+    if method != "token_selection":
         insert(network, method, example=x[:1], p=0.5)
         insert(network, "guided_residual_dropout", example=x[:1], p=0.2)
     step(network, x, labels).backward()
