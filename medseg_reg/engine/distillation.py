@@ -96,8 +96,8 @@ class Distillation:
             teacher = self.teacher(image)
         known = None if self.ignored is None else labels != self.ignored
         if self.spec.kind == "hard":
-            told = predicted_labels(teacher)
-            told = loss_of(output, told if known is None else torch.where(known, told, labels))
+            theirs = predicted_labels(teacher)
+            told = loss_of(output, theirs if known is None else torch.where(known, theirs, labels))
         else:
             logits, spec = getattr(output, "logits", output), self.spec  # of guided ones too
             told = distillation_loss(logits, teacher, spec.temperature, self.supervision, known)

@@ -79,7 +79,7 @@ def test_labels_and_teacher_share_the_loss(kind: str, form: str) -> None:
         levels = output.logits if form == "guided" else output
         distance = distillation_loss(levels, told, 3.0, "halving")
         expected = 0.7 * loss_of(output, labels) + 0.3 * distance
-    found = own.mixed(loss_of(output, labels), image, output, loss_of)
+    found = own.mixed(loss_of(output, labels), image, labels, output, loss_of)
     torch.testing.assert_close(found, expected)
     found.backward()
     assert logits.grad.isfinite().all()
@@ -88,12 +88,27 @@ def test_labels_and_teacher_share_the_loss(kind: str, form: str) -> None:
     assert own.teacher[2].num_batches_tracked == 0
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_ignored_pixels_count_in_no_part(kind: str) -> None:
+    own, loss = part(kind, weight=1.0), MixedLoss(ce=1.0, ignore=255)
+    own.ignored = 255
+    image, labels = torch.rand(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labels[:, :, 2:] = 255
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    found = own.mixed(torch.tensor(0.0), image, labels, logits, loss)
+    half = own.teacher(image)[..., :2]
+    left = logits[..., :2]
+    expected = distillation_loss(left, half) if kind == "soft" else loss(left, half.argmax(1))
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert torch.equal((logits.grad != 0).any(1), labels == 0)
+
+
 def test_a_weight_of_nothing_asks_no_teacher() -> None:
-    own, loss = part(weight=0.0), torch.tensor(2.0)
+    own, loss, labels = part(weight=0.0), torch.tensor(2.0), torch.zeros(1, 2, 2)
     own.teacher = None  # type: ignore[assignment]
-    assert (
-        own.mixed(loss, torch.rand(1, 1, 2, 2), torch.zeros(1, 3, 2, 2), module()._loss_of) is loss
-    )
+    logits = torch.zeros(1, 3, 2, 2)
+    assert own.mixed(loss, torch.rand(1, 1, 2, 2), labels, logits, module()._loss_of) is loss
 
 
 def module(**more: Any) -> SegmentationModule:

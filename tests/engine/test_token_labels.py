@@ -16,6 +16,7 @@ from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.fit import fit
 from medseg_reg.engine.module import SegmentationModule
+from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.networks import TokenLabels
@@ -125,6 +126,12 @@ def test_a_network_without_tokens_is_mixed_where_patches_are_given_and_goes_on_w
             train(store, tmp_path / "resumed", **changes)
     resumed = train(store, tmp_path / "resumed", **changes)
     assert same_weights(straight.path, resumed.path)
+
+
+def test_tokens_are_told_which_pixels_are_ignored() -> None:
+    layer, labels = TokenLabels(4, 2, (2, 2)), torch.tensor([[[0, 1], [255, 1]]])
+    RegularizationControl(torch.nn.Sequential(layer), [], 0, ignored=255)._give_labels(labels)
+    assert layer.labels is labels
 
 
 @pytest.mark.parametrize(
