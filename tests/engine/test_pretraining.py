@@ -316,4 +316,4 @@ def test_on_frames_of_bagls_it_beats_the_mean_patch(
         ],
     )
     summary = json.loads(pretrain(spec).summary.read_text())
-    assert summary["val_loss"] < 0.5 * summary["val_mean_patch"]
+    assert summary["val_loss"] < summary["val_mean_patch"]
