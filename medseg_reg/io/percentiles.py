@@ -30,7 +30,8 @@ def percentiles(slices: Any, q: Sequence[float]) -> tuple[float, ...]:
         (0.0, 2.0, 3.6)
     """
     size = int(np.prod(slices.shape, dtype=np.int64))
-    dtype = np.dtype(slices.dtype)
+    # Files may have the bytes of a number in the order of other machines.
+    dtype = np.dtype(slices.dtype).newbyteorder("=")
     if size <= WHOLE or dtype.name not in _SIGNS:
         return tuple(float(v) for v in np.percentile(np.asarray(slices), q))
     at = (size - 1) * (np.asarray(q, np.float64) / 100)
@@ -88,7 +89,7 @@ def _keys(slices: Any, dtype: np.dtype[Any]) -> Iterator[Array]:
     each = max(1, int(np.prod(slices.shape[1:], dtype=np.int64)))
     count = max(1, BLOCK // each)
     for start in range(0, len(slices), count):
-        block = np.ascontiguousarray(slices[start : start + count]).ravel()
+        block = np.ascontiguousarray(slices[start : start + count], dtype).ravel()
         bits = block.view(f"u{dtype.itemsize}")
         keys = bits ^ bits.dtype.type(_SIGNS[dtype.name])
         if dtype.kind == "f":

@@ -48,6 +48,15 @@ def test_views_and_channels_are_read_in_any_order():
     assert percentiles(np.stack([image, image], axis=-1), (50,))[0] == np.median(image)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "float32"])
+def test_the_bytes_of_a_pixel_may_be_in_either_order(dtype):
+    image = pixels("wide", dtype)
+    for order in "<>":
+        assert percentiles(image.astype(image.dtype.newbyteorder(order)), Q) == percentiles(
+            image, Q
+        )
+
+
 def test_other_types_are_sorted():
     image = pixels("wide", "float64")
     assert percentiles(image, Q) == tuple(np.percentile(image, Q).tolist())
