@@ -352,7 +352,7 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
                 TOY: "networks/test_token_selection.py"
                 "::test_a_training_reaches_the_share_and_keeps_the_tokens_that_matter",
             },
-            "distillation from the network with all tokens; a result on data",
+            "the distance of the tokens in distillation; a result on data",
             "tokens that are not chosen stay in the map",
         ),
     ),

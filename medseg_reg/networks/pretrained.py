@@ -3,6 +3,8 @@
 Nothing is downloaded and no code of the file is run. The file holds tensors by name: safetensors,
 or a checkpoint with them alone or below a key such as `state_dict`, whose names may have a prefix
 such as `module.`. Regularizers have no weights: they may be in the network already or come later.
+What stands beside the blocks of a transformer, heads of token labels and predictors of token
+selection, may be missing in the file.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks.position_tables import fitting_table
+from medseg_reg.networks.token_labels import TokenLabels
+from medseg_reg.networks.token_selection import TokenSelection
 
 Part = Literal["network", "encoder"]
 
@@ -40,6 +44,8 @@ _ENCODERS = (
     ("network.vit.",),
     ("vit.",),
 )
+# A network is the same without them, but for their names.
+_BESIDE = (TokenLabels, TokenSelection)
 # Statistics that older files lack, and that nothing is computed from.
 _OPTIONAL = "num_batches_tracked"
 
@@ -92,7 +98,8 @@ def load_pretrained(
         network: with or without regularizers.
         path: safetensors, or a checkpoint that `torch.load(weights_only=True)` reads.
         strict: whether every tensor of the file must have a place, and every tensor of the part
-            must be in the file. Otherwise what fits is loaded and the report says what does not.
+            must be in the file, but for what stands beside its blocks. Otherwise what fits is
+            loaded and the report says what does not.
         part: what the file is for; by default what it matches better.
 
     Raises:
@@ -124,7 +131,7 @@ def load_pretrained(
         tuple(best.pairs),
         best.adapted,
         best.left_out,
-        best.new,
+        best.new + best.beside,
         tuple(best.resized),
     )
 
@@ -172,11 +179,12 @@ class _Match:
     adapted: tuple[str, ...]
     left_out: tuple[str, ...]
     new: tuple[str, ...]
+    beside: tuple[str, ...]
     resized: dict[str, Tensor]
 
     @property
     def exact(self) -> bool:
-        """Whether file and part have the same tensors."""
+        """Whether file and part have the same tensors, but for what a file need not have."""
         return not self.left_out and not self.new
 
 
@@ -184,6 +192,8 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
     """Yield every way to read the names of a file."""
     target = network.state_dict()
     first = next((name for name, value in target.items() if value.ndim >= 4), "")
+    modules = network.named_modules()
+    aside = tuple(f"{name}." for name, one in modules if isinstance(one, _BESIDE))
     for part, beginnings in _parts(target).items():
         wanted = [name for name in target if name.startswith(beginnings)]
         for own in _own_prefixes(beginnings):
@@ -202,12 +212,14 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
                     elif (table := fitting_table(network, place, value)) is not None:
                         pairs[place], resized[place] = name, table
                 used = set(pairs.values())
+                new = [n for n in wanted if n not in pairs and not n.endswith(_OPTIONAL)]
                 yield _Match(
                     part,
                     pairs,
                     tuple(adapted),
                     tuple(n for n in found if n not in used and not n.endswith(_OPTIONAL)),
-                    tuple(n for n in wanted if n not in pairs and not n.endswith(_OPTIONAL)),
+                    tuple(n for n in new if not n.startswith(aside)),
+                    tuple(n for n in new if n.startswith(aside)),
                     resized,
                 )
 

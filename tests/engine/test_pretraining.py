@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from medseg_reg.config import main as check
 from medseg_reg.config import parse_as, parse_config
@@ -208,6 +208,29 @@ def test_a_training_begins_with_them_at_another_size_too(
     assert all(torch.equal(found[name], weights[name]) for name in weights.keys() - {positions})
 
 
+@pytest.mark.parametrize("beside", ["token_labels", "token_selection"])
+def test_what_stands_beside_the_blocks_is_new_then(
+    store: SliceStore, run: PretrainingDirectory, tmp_path: Path, beside: str
+) -> None:
+    changes = {beside: {}, "pretrained": str(run.weights)}
+    content = tiny_config(store.path, tmp_path / "run", network={**NETWORK, **changes})
+    spec = parse_config(content, "test")
+    network = build_plain_network(spec.network, DataFacts.of(store, 1))
+    report = load_run_pretrained(network, spec)
+    assert report is not None
+    assert (report.part, set(report.taken)) == ("encoder", load_file(run.weights).keys())
+    assert report.new
+    name = {"token_labels": ".token_labels.head.", "token_selection": ".selection.predictor."}
+    assert all(name[beside] in one for one in report.new)
+    assert f"{len(report.new)} not in the file" in str(report)
+    # Nothing else may be missing.
+    weights = load_file(run.weights)
+    weights.pop("network.vit.norm.weight")
+    save_file(weights, tmp_path / "less.safetensors")
+    with pytest.raises(MedsegError, match=r"1 are not in the file \(network\.vit\.norm\.weight\)"):
+        load_pretrained(network, tmp_path / "less.safetensors", part="encoder")
+
+
 def test_a_pre_training_may_begin_with_weights_of_a_file(
     store: SliceStore, run: PretrainingDirectory, tmp_path: Path
 ) -> None:
@@ -256,6 +279,7 @@ def test_the_configuration_is_checked_and_printed_by_the_same_command_as_any_oth
     [
         ({"network": {"name": "unet"}}, "'network.name': input should be 'monai.UNETR'"),
         ({"network": {**NETWORK, "experts": {}}}, "experts is for the training with labels"),
+        ({"network": {**NETWORK, "token_labels": {}}}, "token_labels is for the training with la"),
         ({"masking": {"ratio": 1}}, "'masking.ratio': input should be less than 1"),
         ({"masking": {"width": 20, "heads": 3}}, "width 20 cannot be shared by 3 heads"),
         ({"evaluation": {}}, "unknown key 'evaluation'"),
