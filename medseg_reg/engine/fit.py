@@ -73,6 +73,7 @@ def fit(config: Config) -> RunDirectory:
         run.prepare(config)
         run.require_data(store)
         return run
+    require_ignored(store, config.data.ignore_label)
     fresh = not run.path.exists()
     splits = run.splits(store) or make_splits(store, config.data.split)
     data = data_module(config, store, splits)
@@ -143,6 +144,11 @@ def _require_trainable(
     """Refuse images of a shape (C, H, W), or a machine, on which nothing can be trained."""
     check_input_size(network, shape[0], shape[1:], config.data.batch_size)
     check_teacher_size(distillation, shape[0], shape[1:])
+    require_machine(config)
+
+
+def require_machine(config: RunConfig) -> None:
+    """Refuse a machine that cannot do what a configuration asks for."""
     accelerator = choose_accelerator(config.training.accelerator)
     choose_precision(config.training.precision, accelerator)
     require_compilable(config.training.compile, accelerator)
@@ -163,7 +169,6 @@ def _mixing(config: Config, network: nn.Module, shape: Sequence[int]) -> MixToke
 
 def data_module(config: RunConfig, store: SliceStore, splits: Splits) -> SliceDataModule:
     """Return the loaders of a configuration."""
-    require_ignored(store, config.data.ignore_label)
     return SliceDataModule(
         store,
         splits,

@@ -14,14 +14,19 @@ from torch import Tensor
 from medseg_reg.config import RunConfig
 from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
 from medseg_reg.data.dataset import SliceDataset
+from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.checkpoint import save_tensors
-from medseg_reg.engine.compiling import require_compilable
-from medseg_reg.engine.fit import data_module, nothing_left_behind, seed_everything, train
+from medseg_reg.engine.fit import (
+    data_module,
+    nothing_left_behind,
+    require_machine,
+    seed_everything,
+    train,
+)
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.network import build_plain_network, load_run_pretrained
-from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.reconstructions import write_reconstructions
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.training_module import TrainingModule
@@ -122,6 +127,8 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
         run.prepare(config)
         run.require_data(store)
         return run
+    if config.data.ignore_label is not None:  # not needed here, but a wrong one is told
+        require_ignored(store, config.data.ignore_label)
     fresh = not run.path.exists()
     splits = run.splits(store) or make_splits(store, config.data.split)
     data = data_module(config, store, splits)
@@ -130,9 +137,7 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
     example = data.train[0]["image"][None]
     begun = any(run.checkpoints.glob("*.ckpt"))
     network, pretrained = build_autoencoder(config, facts, tuple(example.shape[2:]), begun)
-    accelerator = choose_accelerator(config.training.accelerator)
-    choose_precision(config.training.precision, accelerator)
-    require_compilable(config.training.compile, accelerator)
+    require_machine(config)
     if rank_zero_only.rank == 0:
         data.train_dataloader()
         # Weights and Adam's two moments in two checkpoints, and the weights once.

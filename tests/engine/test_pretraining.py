@@ -20,6 +20,8 @@ from medseg_reg.config import main as check
 from medseg_reg.config import parse_as, parse_config
 from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
 from medseg_reg.data.store import SliceStore
+from medseg_reg.engine import pretraining
+from medseg_reg.engine.fit import fit
 from medseg_reg.engine.network import build_plain_network, load_run_pretrained
 from medseg_reg.engine.pretraining import (
     PretrainingDirectory,
@@ -298,6 +300,22 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(store: SliceStore, tmp_pa
     with pytest.raises(MedsegError, match="nothing.safetensors: does not exist"):
         pretrain(config(store, tmp_path / "run", network=network))
     assert not (tmp_path / "run").exists()
+
+
+def test_ignored_pixels_need_no_key_but_a_wrong_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "store", slices=1, ignore_label=255)
+
+    def begins(*given: Any) -> None:
+        raise MedsegError("it begins")
+
+    monkeypatch.setattr(pretraining, "build_autoencoder", begins)
+    for label, said in ((None, "it begins"), (255, "it begins"), (254, "--ignore-label 255")):
+        with pytest.raises(MedsegError, match=said):
+            pretrain(config(store, tmp_path / "run", data__ignore_label=label))
+    with pytest.raises(MedsegError, match=r"Set data\.ignore_label=255"):
+        fit(parse_config(tiny_config(store.path, tmp_path / "run"), "test"))
 
 
 def test_the_two_kinds_of_runs_are_told_apart(
