@@ -22,10 +22,13 @@ NOT_SEARCHED = {
     "name": "it is a name",
     **dict.fromkeys(("data.store", "data.phantom", "data.split", "data.image"), _OTHER_CASES),
     **dict.fromkeys(
-        ("evaluation", "training.validate_every", "regularization.optimization.select"),
+        (
+            *("evaluation", "data.ignore_label"),
+            *("training.validate_every", "regularization.optimization.select"),
+        ),
         _OTHER_SCORE,
     ),
-    "data.workers": _NO_MATTER,
+    **dict.fromkeys(("data.workers", "data.resident"), _NO_MATTER),
     **dict.fromkeys(
         (
             *("training.accelerator", "training.devices", "training.num_nodes"),

@@ -57,6 +57,8 @@ def test_a_mistake_is_told(tmp_path, change, message):
         ("{regularization.optimization.select: [best, last]}", "optimization.select", SCORE),
         ("{training.validate_every: [1, 2]}", "training.validate_every", SCORE),
         ("{evaluation: [{bins: 5}]}", "evaluation.bins", SCORE),
+        ("{data.ignore_label: [254, 255]}", "data.ignore_label", SCORE),
+        ("{data.resident: [true, false]}", "data.resident", NOTHING),
         ("{training.devices: [1, 2]}", "training.devices", NOTHING),
         ("{name: [a, b]}", "name", "it is a name"),
     ],
