@@ -23,6 +23,7 @@ from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.running import quietly
 from medseg_reg.insertion.sequence import FewerTokens, hang_keys
 from medseg_reg.networks.sparse_experts import SparseExperts, feed_forward_blocks
+from medseg_reg.regularizers.patch_dropout import gather_tokens
 
 _ROUNDING = 1e-9
 MODES = ("block", "feed_forward")
@@ -132,7 +133,7 @@ class TokenSelection(nn.Module):
         # In their own order, as a block that knows it would see them.
         chosen = self._order[:, : self.prefix_tokens + count].sort(1).values
         self._order = torch.cat([chosen, self._order[:, chosen.shape[1] :]], 1)
-        return _gathered(tokens, chosen)
+        return gather_tokens(tokens, chosen)
 
     def leave(self, y: Tensor) -> Tensor:
         """Return all tokens behind a block, in the shape in which they came."""
@@ -149,7 +150,7 @@ class TokenSelection(nn.Module):
             index = order[:, :count, None].expand_as(y)
             kind = torch.promote_types(y.dtype, tokens.dtype)
             return tokens.to(kind).scatter(1, index, y.to(kind)).view(self._shape)
-        rest = self.fast(_gathered(tokens, order[:, count:]))
+        rest = self.fast(gather_tokens(tokens, order[:, count:]))
         both = torch.cat([y, rest.to(y.dtype)], 1)
         index = order[..., None].expand_as(both)
         return torch.zeros_like(both).scatter(1, index, both).view(self._shape)
@@ -174,10 +175,6 @@ class TokenSelection(nn.Module):
     def extra_repr(self) -> str:
         """Name the arguments."""
         return f"keep={self.keep:g}, weight={self.weight:g}, temperature={self.temperature:g}"
-
-
-def _gathered(tokens: Tensor, index: Tensor) -> Tensor:
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 @dataclass(eq=False)
@@ -258,27 +255,26 @@ def use_token_selection(
             f"{start}: too few for stages={stages}. Use less, or another first."
         )
     prefix, share = 0 if place is None else place.prefix, weight / len(chosen)
-    device = next(network.parameters()).device
     for number, path in enumerate(chosen):
-        block = network.get_submodule(path)
-        selection = TokenSelection(
-            token_width(block),
-            keep ** (1 + number * stages // len(chosen)),
-            share,
-            temperature,
-            prefix,
-            fast=mode == "feed_forward",
-        ).to(device)
-        selection.train(block.training)
-        block.add_module("selection", selection)
-        block.register_forward_pre_hook(SelectHook(selection))
-        block.register_forward_hook(ReturnHook(selection))
-        if mode == "block" and place is not None:
-            for keys in place.keys:
-                if keys.path.startswith(f"{path}."):
-                    hang_keys(network, keys, selection)
+        width = token_width(network.get_submodule(path))
+        stage = 1 + number * stages // len(chosen)
+        fast = mode == "feed_forward"
+        selection = TokenSelection(width, keep**stage, share, temperature, prefix, fast)
+        _hang(network, path, selection, place if mode == "block" else None)
     _try(network, shape, key)
     return chosen
+
+
+def _hang(network: nn.Module, path: str, selection: TokenSelection, place: Place | None) -> None:
+    """Hang a selection on a block, and on the attention in it if tokens are to be hidden there."""
+    block = network.get_submodule(path)
+    selection.to(next(network.parameters()).device).train(block.training)
+    block.add_module("selection", selection)
+    block.register_forward_pre_hook(SelectHook(selection))
+    block.register_forward_hook(ReturnHook(selection))
+    for keys in () if place is None else place.keys:
+        if keys.path.startswith(f"{path}."):
+            hang_keys(network, keys, selection)
 
 
 def token_width(block: nn.Module) -> int:

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from medseg_reg.engine.metrics_table import MetricsTable, kept_epoch
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
@@ -187,14 +188,11 @@ def loss_gap(run: RunDirectory) -> dict[str, float]:
     path = run.path / "metrics.csv"
     if not path.exists():
         raise MedsegError(f"{path}: is missing; the run is incomplete.")
-    table = pd.read_csv(path).dropna(subset=["train_loss", "val_loss"])
-    if table.empty:
+    rows = [row for row in MetricsTable.read(path) if {"train_loss", "val_loss"} <= row.keys()]
+    if not rows:
         raise MedsegError(f"{path}: has no validated epoch. Let the training go on.")
-    kept = table.iloc[-1]
-    if run.config().regularization.optimization.select == "best":
-        # As checkpoints choose: an epoch without a score is the worst, and the first wins a tie.
-        kept = table.loc[table["val_dice"].fillna(-np.inf).idxmax()]
-    found = {name: float(kept[name]) for name in ("epoch", "train_loss", "val_loss")}
+    kept = kept_epoch(rows, run.config().regularization.optimization.select)
+    found = {name: kept[name] for name in ("epoch", "train_loss", "val_loss")}
     return {**found, "gap": found["val_loss"] - found["train_loss"]}
 
 

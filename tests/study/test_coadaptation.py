@@ -221,7 +221,7 @@ def test_losses_are_those_of_the_epoch_that_was_kept(tmp_path, select, scores, e
     content = tiny_config(tmp_path / "store", tmp_path, **changes)
     (tmp_path / "config.yaml").write_text(parse_config(content, "test").to_yaml())
     table = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": 1.0, "val_loss": [4.0, 3.0, 2.0]})
-    table.assign(val_dice=scores).to_csv(tmp_path / "metrics.csv", index=False)
+    table.assign(val_dice=scores).to_csv(tmp_path / "metrics.csv", index=False, na_rep="nan")
     found = loss_gap(RunDirectory(tmp_path))
     assert (found["epoch"], found["val_loss"], found["gap"]) == (epoch, 5 - epoch, 4 - epoch)
 
