@@ -116,12 +116,14 @@ def test_dead_constant_and_broken_channels_score_as_by_the_plain_rule(
 
 
 @PAIRS
-@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(
+    ("zero", "size"), [(False, (7, 9)), (True, (7, 9)), (False, (33, 40)), (True, (33, 40))]
+)
 def test_chosen_planes_are_filtered_and_no_others(
-    layout: str, dtype: torch.dtype, zero: bool
+    layout: str, dtype: torch.dtype, zero: bool, size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
-    x = laid_out(torch.randn(2, 5, 7, 9).to(dtype), layout)
+    x = laid_out(torch.randn(2, 5, *size).to(dtype), layout)  # the larger are two programs' work
     index = torch.tensor([[4, 1, 0], [2, 3, 0]])
     chosen = torch.tensor([[True, False, True], [True, True, False]])
     found = triton_kernels.filter_planes(x, index, chosen, zero)

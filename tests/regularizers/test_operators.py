@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -50,6 +51,27 @@ def test_the_kernels_agree_with_the_plain_rules_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+@needs_triton
+def test_there_may_be_more_planes_than_a_second_axis_of_a_grid_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from medseg_reg.regularizers.kernels import triton_kernels
+
+    grids: list[tuple[int, ...]] = []
+
+    class Noted:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(triton_kernels, "_planes_kernel", Noted())
+    index = torch.arange(512).expand(130, -1)
+    x = torch.zeros(130, 512, 1, 1)
+    triton_kernels.filter_planes(x, index, torch.ones_like(index, dtype=torch.bool), True)
+    assert math.prod(grids[0]) == 130 * 512
+    assert all(n <= 65535 for n in grids[0][1:])
 
 
 @pytest.mark.filterwarnings("ignore")

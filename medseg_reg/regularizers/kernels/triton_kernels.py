@@ -149,11 +149,13 @@ def _planes_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     """Writes zeros or the Laplacian of a chosen plane over its copy; other planes stay."""
-    place = tl.program_id(1)
+    # On one axis of the grid: the others end at 65535, and planes may be more.
+    blocks = tl.cdiv(height * width, BLOCK)
+    place = tl.program_id(0) // blocks
     if tl.load(chosen_ptr + place) != 0:
         sample = (place // number).to(tl.int64)
         channel = tl.load(index_ptr + place).to(tl.int64)
-        pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        pixel = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
         row, column = pixel // width, pixel % width
         inside = pixel < height * width
         total = tl.zeros([BLOCK], tl.float32)
@@ -183,7 +185,7 @@ def filter_planes(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Tenso
     if not index.numel():
         return out
     block = min(1024, triton.next_power_of_2(height * width))
-    _planes_kernel[(triton.cdiv(height * width, block), index.numel())](
+    _planes_kernel[(triton.cdiv(height * width, block) * index.numel(),)](
         x,
         out,
         index.contiguous(),
