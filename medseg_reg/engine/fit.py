@@ -111,11 +111,9 @@ def fit(config: Config) -> RunDirectory:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes), distillation)
     control = RegularizationControl(network, entries, config.seed, config.data.ignore_label)
-    own, notes = [control, *_stopping(config)], []
-    if "ms_ssim" in loss.weights and (note := ms_ssim_note(example.shape[2:])):
-        notes.append(f"regularization.error.ms_ssim: {note}")
+    own = [control, *_stopping(config)]
     with nothing_left_behind(run, fresh):
-        trainer = train(run, config, module, data, own, notes)
+        trainer = train(run, config, module, data, own, _notes(loss, size))
         if trainer.is_global_zero:
             _keep_weights(run, config, module)
         trainer.strategy.barrier()
@@ -317,6 +315,12 @@ def _loss(config: Config, classes: int) -> MixedLoss:
                 "Give one for each, the background first."
             )
     return MixedLoss(**error.arguments, ignore=config.data.ignore_label)
+
+
+def _notes(loss: MixedLoss, size: Sequence[int]) -> list[str]:
+    """Return what is to be told of a training on images of a size."""
+    note = ms_ssim_note(size) if "ms_ssim" in loss.weights else ""
+    return [f"regularization.error.ms_ssim: {note}"] if note else []
 
 
 def seed_everything(seed: int) -> None:

@@ -82,12 +82,10 @@ def evaluate(
     cases = getattr(splits, part)
     out = run.path if part == "test" else run.path / "evaluation" / part
     tables = run.path / "evaluation" if part == "test" else out
+    settings = score_settings(config.evaluation, store, cases)
     stamp = {
-        "weights_sha256": sha256_of(run.weights),
-        "splits_hash": splits.hash,
-        "part": part,
-        "empty_policy": config.evaluation.empty,
-        **score_settings(config.evaluation, store, cases),
+        **{"weights_sha256": sha256_of(run.weights), "splits_hash": splits.hash, "part": part},
+        **{"empty_policy": config.evaluation.empty, **settings},
     }
     done = out / "summary.json"
     if done.exists() and (summary := read_json(done)).items() >= stamp.items():

@@ -69,9 +69,13 @@ def distillation_loss(
                     f"{tuple(teacher.shape)}: expected the same images and classes"
                 )
             found = torch.log_softmax(found / temperature, dim=1)
-            each = F.kl_div(found, truth, reduction="none", log_target=True).sum(1)
-            mean = each.mean()
-            if counted is not None:
-                mean = (each * counted).sum() / counted.sum().clamp_min(1)
-            total = total + share * temperature**2 * mean
+            total = total + share * temperature**2 * _divergence(found, truth, counted)
     return total
+
+
+def _divergence(found: Tensor, truth: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean over the pixels that count of KL(truth, found), both logarithms."""
+    each = F.kl_div(found, truth, reduction="none", log_target=True).sum(1)
+    if counted is None:
+        return each.mean()
+    return (each * counted).sum() / counted.sum().clamp_min(1)

@@ -6,6 +6,7 @@ device, joined paths, loading the network, a colour mode of Pillow, `run`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from medseg_reg.data.preprocessing import ImageSpec
@@ -163,9 +164,6 @@ def metadata(
     data = run.data_facts()
     names = {str(number): name for number, name in enumerate(data.classes)}
     text = ", ".join(f"{number}: {name}" for number, name in names.items())
-    tensor = {"spatial_shape": shape, "dtype": "float32", "value_range": [0, 1]}
-    colours = ("red", "green", "blue") if data.channels == 3 else ()
-    channels = {str(c): colours[c] if colours else "image" for c in range(data.channels)}
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -189,28 +187,33 @@ def metadata(
         "pred_classes": f"one channel a class: {text}",
         "eval_metrics": facts["scores"],
         "intended_use": "Research. This is not a medical device.",
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "hounsfield" if data.unit == "HU" else "magnitude",
-                    "modality": data.modality,
-                    "num_channels": data.channels,
-                    **tensor,
-                    "is_patch_data": False,
-                    "channel_def": channels,
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "probabilities",
-                    "format": "segmentation",
-                    "num_channels": len(names),
-                    **tensor,
-                    "is_patch_data": False,
-                    "channel_def": names,
-                }
-            },
-        },
+        "network_data_format": _data_format(data, names, shape),
         "medseg_reg": facts,
     }
+
+
+def _data_format(data: DataFacts, names: dict[str, str], shape: Sequence[Any]) -> dict[str, Any]:
+    """Say what the network takes and gives."""
+    same = {
+        "spatial_shape": shape,
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": False,
+    }
+    colours = ("red", "green", "blue") if data.channels == 3 else ()
+    image = {
+        "type": "image",
+        "format": "hounsfield" if data.unit == "HU" else "magnitude",
+        "modality": data.modality,
+        "num_channels": data.channels,
+        **same,
+        "channel_def": {str(c): colours[c] if colours else "image" for c in range(data.channels)},
+    }
+    probabilities = {
+        "type": "probabilities",
+        "format": "segmentation",
+        "num_channels": len(names),
+        **same,
+        "channel_def": names,
+    }
+    return {"inputs": {"image": image}, "outputs": {"pred": probabilities}}
