@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from medseg_reg.errors import run_main
+from medseg_reg.errors import Interrupted, run_main
 
 
 def tiny_config(store: Path, run: Path, **changes: Any) -> dict[str, Any]:
@@ -129,6 +131,24 @@ def train_in_child(
             time.sleep(0.005)
         os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def interrupted_at(epoch: int, batch: int, said: str | None = None) -> Iterator[None]:
+    """Ask the training inside to stop, as a scheduler does, at a batch; it must obey and say so."""
+    from medseg_reg.engine.module import SegmentationModule
+
+    original = SegmentationModule.training_step
+
+    def asked(self: SegmentationModule, data: Any, index: int) -> Any:
+        if (self.current_epoch, index) == (epoch, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, data, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationModule, "training_step", asked)
+        with pytest.raises(Interrupted, match=said):
+            yield
 
 
 def same_weights(left: Path, right: Path) -> bool:

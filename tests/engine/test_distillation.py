@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,12 @@ from medseg_reg.engine.fit import fit
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
-from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.errors import MedsegError
 from medseg_reg.losses import MixedLoss, distillation_loss
 from medseg_reg.networks import GuidedLogits
 from medseg_reg.networks.build import build_network
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config, trained
+from tests.training import interrupted_at, same_weights, tiny_config, trained
 
 KEY = "regularization__error__distillation"
 PLUS = {"name": "unet3plus", "channels": [4, 8], "cat_channels": 3}
@@ -129,7 +127,7 @@ def test_the_teacher_is_no_part_of_what_is_trained_or_kept() -> None:
 
 
 def test_a_run_learns_from_another_and_goes_on_where_it_stopped(
-    store: SliceStore, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SliceStore, teacher: Path, tmp_path: Path
 ) -> None:
     changes = {KEY: {"teacher": str(teacher), "temperature": 2.0}, "training__epochs": 2}
     straight = train(store, tmp_path / "straight", **changes)
@@ -143,18 +141,8 @@ def test_a_run_learns_from_another_and_goes_on_where_it_stopped(
         torch.load(run.checkpoints / "last.ckpt", weights_only=True) for run in (straight, plain)
     )
     assert kept["state_dict"].keys() == other["state_dict"].keys()
-
-    original = SegmentationModule.training_step
-
-    def stopped(self: SegmentationModule, batch: Any, index: int) -> Any:
-        if (self.current_epoch, index) == (1, 0):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "training_step", stopped)
-        with pytest.raises(Interrupted):
-            train(store, tmp_path / "resumed", **changes)
+    with interrupted_at(1, 0):
+        train(store, tmp_path / "resumed", **changes)
     resumed = train(store, tmp_path / "resumed", **changes)
     assert same_weights(straight.path, resumed.path)
 

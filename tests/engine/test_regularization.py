@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +22,13 @@ from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.regularization import RegularizationControl, step_coin
 from medseg_reg.engine.run_directory import RunDirectory
-from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.errors import MedsegError
 from medseg_reg.regularizers.focused_dropout import FocusedDropout
 from medseg_reg.regularizers.nsdropout import NSDropout
 from medseg_reg.regularizers.protocols import LabelReader, StepTaker
 from tests.engine.probe import Probe, register_probe
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config
+from tests.training import interrupted_at, same_weights, tiny_config
 
 SCHEDULED = {"name": "spatial_dropout", "places": "encoder", "p": 0.4, "schedule": "linear"}
 FOCUSED = {"name": "focused_dropout", "places": "encoder", "p": 0.5, "magnified_weight_decay": 0.01}
@@ -84,26 +82,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return notes
 
 
-def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int) -> None:
-    """Ask for a stop, as a scheduler does, during a training batch."""
-    original = SegmentationModule.training_step
-
-    def stopped(self: SegmentationModule, images: Any, index: int) -> Any:
-        if (self.current_epoch, index) == (epoch, batch):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, images, index)
-
-    patch.setattr(SegmentationModule, "training_step", stopped)
-
-
 def interrupted(
     train: Callable[..., RunDirectory], name: str, epoch: int, *layers: Any, **changes: Any
 ) -> None:
     """Stop a training in the middle of an epoch."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, epoch, 2)
-        with pytest.raises(Interrupted, match=f"epoch {epoch + 1}, batch 4"):
-            train(name, *layers, **changes)
+    with interrupted_at(epoch, 2, f"epoch {epoch + 1}, batch 4"):
+        train(name, *layers, **changes)
 
 
 def table_of(run: RunDirectory) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ from medseg_reg.config import parse_config
 from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.fit import fit
-from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import RunDirectory
-from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.errors import MedsegError
 from medseg_reg.networks import TokenLabels
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config, trained
+from tests.training import interrupted_at, same_weights, tiny_config, trained
 
 NETWORK = {
     "name": "monai.UNETR",
@@ -104,7 +101,7 @@ def test_weights_of_nothing_train_the_network_as_without(store: SliceStore, tmp_
 
 
 def test_a_network_without_tokens_is_mixed_where_patches_are_given_and_goes_on_where_it_stopped(
-    store: SliceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SliceStore, tmp_path: Path
 ) -> None:
     with pytest.raises(MedsegError, match=r"^regularization\.mix_token: .*mix_token\.patch, as 16"):
         train(store, tmp_path / "none", regularization__mix_token={})
@@ -113,17 +110,8 @@ def test_a_network_without_tokens_is_mixed_where_patches_are_given_and_goes_on_w
     straight = train(store, tmp_path / "straight", **changes)
     plain = train(store, tmp_path / "plain", training__epochs=2)
     assert not same_weights(straight.path, plain.path)
-    original = SegmentationModule.training_step
-
-    def stopped(self: SegmentationModule, batch: Any, index: int) -> Any:
-        if (self.current_epoch, index) == (1, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "training_step", stopped)
-        with pytest.raises(Interrupted):
-            train(store, tmp_path / "resumed", **changes)
+    with interrupted_at(1, 1):
+        train(store, tmp_path / "resumed", **changes)
     resumed = train(store, tmp_path / "resumed", **changes)
     assert same_weights(straight.path, resumed.path)
 

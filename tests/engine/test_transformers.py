@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,9 @@ from medseg_reg.engine.layer_memory import memory_of
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
-from medseg_reg.errors import Interrupted
 from medseg_reg.networks import TokenSelection
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config
+from tests.training import interrupted_at, same_weights, tiny_config
 
 pytest.importorskip("einops")
 
@@ -57,7 +54,7 @@ def train(store: SliceStore, path: Path, layers: list[dict[str, Any]]) -> RunDir
 
 
 def test_every_layer_of_tokens_trains_by_a_configuration_and_resumes(
-    store: SliceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SliceStore, tmp_path: Path
 ) -> None:
     straight = train(store, tmp_path / "straight", LAYERS)
     placed = json.loads((straight.path / "placement.json").read_text())
@@ -81,18 +78,8 @@ def test_every_layer_of_tokens_trains_by_a_configuration_and_resumes(
     ends = [(epoch * steps - 1) / (2 * steps) for epoch in (1, 2)]
     wanted = [0.3 * (1 - t / 0.25 if t < 0.25 else (t - 0.25) / 0.75) for t in ends]
     assert table["regularization.architecture.0.p"].tolist() == pytest.approx(wanted)
-
-    original = SegmentationModule.training_step
-
-    def stopped(self: SegmentationModule, batch: Any, index: int) -> Any:
-        if (self.current_epoch, index) == (1, 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "training_step", stopped)
-        with pytest.raises(Interrupted):
-            train(store, tmp_path / "resumed", LAYERS)
+    with interrupted_at(1, 2):
+        train(store, tmp_path / "resumed", LAYERS)
     resumed = train(store, tmp_path / "resumed", LAYERS)
     assert same_weights(straight.path, resumed.path)
     assert straight.memory.read_bytes() == resumed.memory.read_bytes()
