@@ -88,7 +88,7 @@ def test_runs_that_were_killed_go_on_to_the_same_results(straight, store, tmp_pa
     pool = ForkPool(kill=kills)
     failures = run(study, pool)
     assert len(pool.killed) == len(kills)
-    assert {failure.cell.path for failure in failures} == set(pool.killed)
+    assert {failure.spot.path for failure in failures} == set(pool.killed)
     for number, sign in kills.items():
         assert any((study.directory / "runs" / pool.started[number]).glob(sign))
     assert {c.path for c in expand(study) if not is_finished(c, study)} == set(pool.killed)
