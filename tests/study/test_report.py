@@ -137,6 +137,8 @@ def test_every_table_is_there_as_csv_and_as_latex(made_study: Path) -> None:
         assert len(pd.read_csv(folder / f"{name}.csv")) > 0
         rows = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
         assert not re.search(r"(?<!\\)_", rows), "an underscore alone is an error in LaTeX"
+        outside = re.sub(r"(?<!\\)\$.*?\$", "", text)
+        assert not re.search("[<>|−–]", outside), "other signs in LaTeX's usual fonts"  # noqa: RUF001
 
 
 def test_every_figure_is_there_as_svg_png_and_csv(made_study: Path, page: Page) -> None:

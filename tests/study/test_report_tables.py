@@ -10,6 +10,7 @@ import pytest
 
 from medseg_reg.study.report.comparing import compare_all
 from medseg_reg.study.report.source import Source
+from medseg_reg.study.report.tables import signed
 from medseg_reg.study.statistics import compare, seeds_needed
 from tests.study.made_study import METHODS, make_study
 
@@ -61,6 +62,17 @@ def test_iou_has_intervals_and_tests_of_its_own(made_study: Path) -> None:
     assert found.loc["heuristic_k2", "p_holm"] != ""
     # What is said of DICE counts the comparisons of DICE alone.
     assert f"Of {2 * len(others)} comparisons with the baseline" in page(made_study)
+
+
+def test_the_interval_that_decides_is_shown_beside_each_comparison(made_study: Path) -> None:
+    every = pd.read_csv(made_study / "tables" / "comparisons.csv")
+    row = every[(every["metric"] == "dice") & (every["method"] == "corrdrop")].iloc[0]
+    low, high = signed(row["simultaneous_low"]), signed(row["simultaneous_high"])
+    assert row["simultaneous_low"] < row["difference_low"]
+    shown = page(made_study)
+    assert f">{low} to {high}</td>" in shown
+    assert f"for all together {low} to {high}" in shown  # in the words of the forest plot
+    assert "where the thin line covers 0, no difference is supported" in shown
 
 
 def test_seeds_are_needed_for_the_level_that_a_finding_must_reach(

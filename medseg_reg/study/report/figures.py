@@ -84,7 +84,8 @@ DIFFERENCES = Forest(
     "differences",
     "DICE",
     "right of 0 is better",
-    "with its interval. An interval that covers 0 leaves open which is better.",
+    "with its interval. An interval that covers 0 leaves open which is better; where the thin line "
+    "covers 0, no difference is supported.",
 )
 # Of the tests of co-adaptation, by their names in `compare_measures`.
 MEASURES = {
@@ -109,7 +110,11 @@ MEASURES = {
 def forest(
     source: Source, pair: Pair, rows: pd.DataFrame, shown: Forest = DIFFERENCES
 ) -> Figure | None:
-    """Draw the difference of each method to the baseline, and its interval."""
+    """Draw the difference of each method to the baseline, and its intervals.
+
+    Thick is its own, thin the one that holds for all methods together, which decides what is
+    supported.
+    """
     rows = rows[rows["method"] != source.baseline].dropna(subset=["difference"])
     rows = rows.set_index("method").reindex([m for m in source.methods if m in set(rows["method"])])
     if rows.empty:
@@ -119,19 +124,25 @@ def forest(
     parts = []
     for y, (method, row) in enumerate(rows.iterrows()):
         look = looks[str(method)]
-        text = signed(row["difference"])
+        text, together = signed(row["difference"]), ""
         low, high = row["difference_low"], row["difference_high"]
         if low == low:
-            axes.plot([low, high], [y, y], color=look.colour, linewidth=2.2, alpha=0.75)
+            axes.plot([low, high], [y, y], color=look.colour, linewidth=2.6, alpha=0.75)
+            wide = row[["simultaneous_low", "simultaneous_high"]]
+            axes.plot(wide, [y, y], "|-", color=look.colour, linewidth=0.9, markersize=5)
             text += f" ({signed(low)} to {signed(high)})"
+            together = f", for all together {signed(wide.iloc[0])} to {signed(wide.iloc[1])}"
         axes.plot(row["difference"], y, look.marker, color=look.colour, markersize=7)
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        parts.append(f"{method} {text}")
+        parts.append(f"{method} {text}{together}")
     axes.axvline(0, color=INK, linewidth=1, alpha=0.6)
     axes.set_xlabel(f"difference in {shown.what} to {short(source.baseline)}; {shown.reading}")
     _rows(axes, list(rows.index))
     axes.margins(x=0.08)
-    caption = f"{_title(pair)}: difference to {source.baseline} {shown.caption}"
+    caption = (
+        f"{_title(pair)}: difference to {source.baseline} {shown.caption} Thin lines: the "
+        "intervals that hold for all methods together."
+    )
     alt = f"Differences in {shown.what} to {source.baseline}, {_title(pair)}: {'; '.join(parts)}."
     return finish(slug(shown.name, *pair), figure, caption, alt, rows.reset_index())
 

@@ -17,6 +17,15 @@ from medseg_reg.study.report.source import METRICS, Source
 from medseg_reg.study.statistics import group_scores, is_supported
 
 NOTHING = "–"  # noqa: RUF001
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        # In text, LaTeX's usual fonts print the first three as other signs, and lack the minus.
+        **{sign: f"${sign}$" for sign in "<>|"},
+        **{"−": "$-$", NOTHING: "--"},  # noqa: RUF001
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,8 @@ def spanned(compared: pd.DataFrame) -> pd.DataFrame:
         else NOTHING
         for row in rows
     ]
-    return compared.assign(mean_shown=means, difference_shown=differences)
+    together = [interval(row["simultaneous_low"], row["simultaneous_high"], signed) for row in rows]
+    return compared.assign(mean_shown=means, difference_shown=differences, together_shown=together)
 
 
 def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Table:
@@ -209,6 +219,7 @@ def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Tabl
         "groups": ("patients", count),
         "mean_shown": (f"mean ({confidence} interval)", words),
         "difference_shown": (f"difference ({confidence} interval)", words),
+        "together_shown": ("for all methods together", words),
         "p": ("p", p_value),
         "p_holm": ("p (Holm)", p_value),
         "effect_size": ("effect size", signed),
@@ -216,14 +227,21 @@ def comparisons(source: Source, compared: pd.DataFrame, confidence: str) -> Tabl
     }
     note = (
         f"Differences to {source.baseline}, paired by patient and seed; intervals by a "
-        "hierarchical bootstrap over patients and seeds; p of a two-sided Wilcoxon signed-rank "
+        "hierarchical bootstrap over patients and seeds; for all methods together: the interval "
+        "of the difference that holds for all methods of one data set, network and score at once; "
+        f"a difference is supported where p (Holm) is below {ALPHA} and this interval leaves out "
+        "0, with two seeds at least; p of a two-sided Wilcoxon signed-rank "
         "test over patients, Holm's correction over the methods of one data set, network and "
         "score; effect size: matched-pairs rank-biserial correlation; better in: share of pairs of "
         "patient and seed in which the method is better, ties half. Of HD95, ASSD, ECE and volume "
         "differences less is better."
     )
     caption = f"Comparisons with {source.baseline}"
-    by = {"mean_shown": "mean", "difference_shown": "difference"}
+    by = {
+        "mean_shown": "mean",
+        "difference_shown": "difference",
+        "together_shown": "simultaneous_low",
+    }
     raw = compared[["metric", *(c for c in compared if c != "metric")]]
     return from_frame("comparisons", caption, frame, columns, note, "method", by, raw)
 
@@ -297,20 +315,23 @@ def write_tables(tables: Sequence[Table], folder: Path) -> None:
         with replacing(folder / f"{table.name}.csv") as temporary:
             table.frame.to_csv(temporary, index=False, lineterminator="\n")
         shown = pd.DataFrame(
-            [[cell.text for cell in row] for row in table.rows], columns=list(table.columns)
+            [[latex(cell.text) for cell in row] for row in table.rows],
+            columns=[latex(title) for title in table.columns],
         )
         align = "".join("r" if i in table.numeric else "l" for i in range(len(table.columns)))
         text = shown.to_latex(
-            index=False, escape=True, column_format=align, caption=_latex(table.caption)
+            index=False, escape=False, column_format=align, caption=latex(table.caption)
         )
         write_text(folder / f"{table.name}.tex", text)
 
 
-def _latex(text: str) -> str:
-    # to_latex escapes the cells, not the caption.
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+def latex(text: str) -> str:
+    r"""Return text that LaTeX prints as it stands here, with its usual fonts too.
+
+    >>> print(latex("p < 0.001, 50 % of drop_block"))
+    p $<$ 0.001, 50 \% of drop\_block
+    """
+    return text.translate(_LATEX)
 
 
 def _seeds(value: Any) -> str:

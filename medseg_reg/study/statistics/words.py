@@ -120,9 +120,10 @@ def _finding(
             "about other data or networks"
         )
     if one["p_holm"] < alpha:
+        span = f"{one['simultaneous_low']:.3g} to {one['simultaneous_high']:.3g}"
         return (
-            f"the groups agree, but seeds may turn it: {size}, {tested}; for other seeds no "
-            "difference is shown"
+            f"the groups agree, but seeds may turn it: {size}, {tested}; the interval that holds "
+            f"for all methods together, {span}, covers 0, so no difference is shown for other seeds"
         )
     # Not the level alone: p is at its floor, which the number of methods multiplied.
     if one["p"] <= least_p(differ) * (1 + 1e-9):

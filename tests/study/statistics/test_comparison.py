@@ -133,6 +133,25 @@ def test_a_lucky_seed_that_lifts_all_groups_is_no_finding():
     assert "the groups agree, but seeds may turn it" in verdict(row)
 
 
+def test_where_the_interval_of_all_methods_together_decides_it_is_told():
+    # Its own interval is above 0; that of five methods together is not.
+    lift = [0.05, 0.01, 0.03, 0.04, 0.005]
+    methods = {"none": 0.0, **{f"m{n}": 1.0 for n in range(5)}}
+    table = results(
+        lambda m, s, g: 0.5 + 0.03 * g + methods[m] * (lift[s] + 0.001 * g),
+        methods=tuple(methods),
+        seeds=len(lift),
+        groups=9,
+    )
+    row = compare(table, "none", resamples=2000).iloc[1]
+    assert row["p_holm"] < 0.05
+    assert row["simultaneous_low"] < 0 < row["difference_low"]
+    assert not is_supported(row)
+    low, high = f"{row['simultaneous_low']:.3g}", f"{row['simultaneous_high']:.3g}"
+    wanted = f"the interval that holds for all methods together, {low} to {high}, covers 0"
+    assert wanted in verdict(row)
+
+
 def test_one_seed_shows_nothing_about_a_method():
     row = compare(noisy({"none": 0.0, "dropout": 0.2}, seeds=1, groups=9), "none").iloc[1]
     assert row["p_holm"] < 0.05
