@@ -109,14 +109,17 @@ def test_a_method_with_a_default_is_part_of_the_sweep(tmp_path, layers, key):
     assert found.values["m1"] == layer[key[-1]]
 
 
-def test_the_ready_study_goes_over_the_numbers_of_the_paper(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "seeds"), [("heuristic_dropout_k", 3), ("heuristic_dropout_k_icassp2022", 5)]
+)
+def test_the_ready_studies_go_over_the_numbers_of_the_paper(monkeypatch, name, seeds):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
-    cells = expand(load_study(root / "configs/studies/heuristic_dropout_k.yaml"))
+    cells = expand(load_study(root / f"configs/studies/{name}.yaml"))
     layers = {cell.spot.method: cell.config.regularization.architecture for cell in cells}
     assert layers.pop("none") == ()
     assert [one.parameters["k"] for (one,) in layers.values()] == OF_THE_PAPER
     assert {(one.name, one.places, one.parameters["p"]) for (one,) in layers.values()} == {
         ("heuristic_dropout", ("between_convs",), 0.1)
     }
-    assert {cell.spot.seed for cell in cells} == {0, 1, 2}
+    assert {cell.spot.seed for cell in cells} == set(range(seeds))
