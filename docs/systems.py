@@ -426,6 +426,24 @@ TRAINING: dict[str, tuple[str, str, System]] = {
     ),
 }
 
+# By the option of medseg_reg.predict.
+PREDICTION: dict[str, tuple[str, str, System]] = {
+    "--first": (
+        "DVT (Dynamic Vision Transformer): early exit",
+        "Wang et al., NeurIPS 2021",
+        System(
+            CLASSES,
+            {
+                FORMULA: "inference/test_confidence.py"
+                "::test_it_is_the_mean_over_the_boundary_or_the_least_sure_pixel",
+            },
+            "training of both as one network; tokens and attention of the first in the second; "
+            "thresholds of windows from validation data; a result on data",
+            "slices or windows exit by the confidence at the boundaries; any two networks",
+        ),
+    ),
+}
+
 _TERMS = {FORMULA: "losses/test_terms.py::test_each_term_equals_its_formula"}
 
 LOSSES: dict[str, tuple[str, str, System]] = {

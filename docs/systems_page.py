@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from docstring_markdown import cell
-from systems import KINDS, LOSSES, METHODS, NETWORKS, TRAINING, System
+from systems import KINDS, LOSSES, METHODS, NETWORKS, PREDICTION, TRAINING, System
 
 from medseg_reg.regularizers import regularizer_class
 from medseg_reg.regularizers.catalogue import Entry
@@ -60,6 +60,10 @@ Networks of other packages come by name: [networks](networks.md), [backbones](ba
 
 {training}
 
+## What a prediction adds
+
+{prediction}
+
 ## Terms of the error function
 
 {losses}
@@ -83,6 +87,7 @@ def systems_page(found: Sequence[Entry]) -> str:
         layers=_table("goes to", layers),
         networks=_table("key", _keyed(NETWORKS)),
         training=_table("key", _keyed(TRAINING)),
+        prediction=_table("option", _keyed(PREDICTION)),
         losses=_table("key", _keyed(LOSSES)),
     )
 
@@ -97,7 +102,9 @@ def check_systems(found: Sequence[Entry]) -> None:
     _same({*_own_networks(), *_PARTS}, NETWORKS, "network")
     _same(_terms(), LOSSES, "loss")
     _check_keys(TRAINING)
-    others = (*NETWORKS.values(), *TRAINING.values(), *LOSSES.values())
+    _check_options(PREDICTION)
+    parts = (NETWORKS, TRAINING, PREDICTION, LOSSES)
+    others = [one for part in parts for one in part.values()]
     every = [*METHODS.values(), *(one[2] for one in others)]
     _check_tests(test for one in every for test in one.tests.values())
 
@@ -163,6 +170,14 @@ def _check_keys(named: Iterable[str]) -> None:
     known |= {f"regularization.error.{key}" for key in ErrorSpec.model_fields}
     if odd := sorted(set(named) - known):
         raise SystemExit(f"docs/systems.py: there is no key {', '.join(odd)}")
+
+
+def _check_options(named: Iterable[str]) -> None:
+    """Refuse options that the command for predicting has not."""
+    from medseg_reg.predict import parser
+
+    if odd := sorted(set(named) - set(re.findall(r"--[\w-]+", parser().format_usage()))):
+        raise SystemExit(f"docs/systems.py: there is no option {', '.join(odd)} of predict")
 
 
 def _check_tests(named: Iterable[str]) -> None:

@@ -1,13 +1,16 @@
-"""Predict labels with finished runs, written back onto the grid of the source.
+r"""Predict labels with finished runs, written back onto the grid of the source.
 
     python -m medseg_reg.predict --run runs/demo --input scan.nii.gz --output labels.nii.gz
     python -m medseg_reg.predict --run runs/demo --input DICOM_FOLDER --output labels.dcm
     python -m medseg_reg.predict --run runs/bagls --input FRAMES --output LABELS
     python -m medseg_reg.predict --run runs/fold* --input data/demo/store --output LABELS
     python -m medseg_reg.predict --run runs/demo --input FRAMES --output LABELS --mc-dropout 20
+    python -m medseg_reg.predict --run runs/fine --first runs/coarse --confidence 0.9 \
+        --input data/demo/store --output LABELS
 
 Volumes become NIfTI, a DICOM series also DICOM SEG, pictures 8-bit PNG; the values are the indices
-of the classes. Several runs vote by the mean of their probabilities.
+of the classes. Several runs vote by the mean of their probabilities. With --first they are asked
+only for the slices of which a cheaper run is not sure.
 """
 
 from __future__ import annotations
@@ -35,10 +38,11 @@ FLIPS: tuple[Flip, ...] = ("horizontal", "vertical")
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and predict."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     _check_numbers(parsed)
     # Imported here: they take seconds, and --help needs none of them.
     from medseg_reg.engine.run_directory import RunDirectory
+    from medseg_reg.inference.cascade import Cascade, load_cascade
     from medseg_reg.inference.ensemble import Way, load_runs
     from medseg_reg.inference.inputs import Wanted, find_inputs
 
@@ -51,7 +55,11 @@ def main(arguments: Sequence[str]) -> None:
         batch_size=parsed.batch_size,
         device=_checked_device(parsed.device),
     )
-    runs = load_runs([RunDirectory(path) for path in parsed.run], way)
+    paths = [RunDirectory(path) for path in parsed.run]
+    if parsed.first is None:
+        runs = load_runs(paths, way)
+    else:
+        runs = load_cascade(RunDirectory(parsed.first), paths, way, parsed.confidence)
     uncertainty = parsed.uncertainty or way.draws > 0
     maps = runs.ensemble.map_names(uncertainty, parsed.probabilities)
     wanted = Wanted(parsed.output, parsed.format, maps, parsed.series, runs.algorithm)
@@ -67,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
         for name, count in zip(runs.facts.classes, found, strict=True)
     )
     print(f"{len(inputs)} predicted: {shares}\nwritten to {parsed.output}")
+    if isinstance(runs.ensemble, Cascade):
+        print(runs.ensemble.summary())
     if maps:
         print(f"beside them: {', '.join(maps)}")
 
@@ -88,13 +98,22 @@ def _predict(one: Input, ensemble: Ensemble, maps: Sequence[str], alone: bool) -
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m medseg_reg.predict", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
         "--run", type=Path, required=True, nargs="+", help="run directories; several vote"
     )
+    parser.add_argument(
+        "--first", type=Path, metavar="DIR",
+        help="a cheap run that predicts first; --run only where it is not sure",
+    )  # fmt: skip
+    parser.add_argument(
+        "--confidence", type=float,
+        help="above which --first is believed, from 0 to 1; python -m medseg_reg.cascade finds it",
+    )  # fmt: skip
     parser.add_argument("--input", type=Path, required=True, help="what to predict")
     parser.add_argument("--output", type=Path, required=True, help="a file or a folder")
     parser.add_argument(
@@ -139,7 +158,12 @@ def _check_numbers(parsed: argparse.Namespace) -> None:
         )
     if parsed.batch_size is not None and parsed.batch_size < 1:
         raise MedsegError(f"--batch-size {parsed.batch_size}: expected at least 1 slice.")
-    for name, needs in (("overlap", "window"), ("seed", "mc_dropout")):
+    if parsed.first is not None and parsed.confidence is None:
+        raise MedsegError(
+            f"--first {parsed.first}: needs --confidence, from 0 to 1; find one with python -m "
+            "medseg_reg.cascade."
+        )
+    for name, needs in (("overlap", "window"), ("seed", "mc_dropout"), ("confidence", "first")):
         if getattr(parsed, name) is not None and not _given(getattr(parsed, needs)):
             needed = needs.replace("_", "-")
             raise MedsegError(f"--{name}: has no effect without --{needed}. Add that, or leave it.")

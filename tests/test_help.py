@@ -17,6 +17,7 @@ COMMANDS = (
     "medseg_reg.export",
     "medseg_reg.summary",
     "medseg_reg.width",
+    "medseg_reg.cascade",
     "medseg_reg.data.verify",
     "data_prep.bagls",
     "data_prep.image_folder",

@@ -16,7 +16,7 @@ from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import sha256_of
 from medseg_reg.inference.passes import Flip, Passes, window_of
-from medseg_reg.inference.predictor import Predictor, require_finite
+from medseg_reg.inference.predictor import Case, Predictor, require_finite
 from medseg_reg.inference.slices import Slices
 from medseg_reg.inference.stochastic import describe_fixed, fixed_layers, require_stochastic
 from medseg_reg.inference.uncertainty import Average
@@ -114,15 +114,32 @@ class Ensemble:
             MedsegError: see `Predictor.labels`.
         """
         require_finite(images, name)
-        cases = [self.predictors[0].case(images, name)]
-        # The intensities of all are scaled alike; percentiles of a large volume take a while.
-        cases += [one.case(images, name, cases[0].limits) for one in self.predictors[1:]]
-        for start in range(0, len(images), self.batch_size):
-            votes = Average(maps=bool(maps))
-            for case in cases:
-                for p in case.members(start, min(start + self.batch_size, len(images))):
-                    votes.add(p)
+        for start, votes in self.votes_of(self.cases(images, name), len(images), bool(maps)):
             yield Part(start, votes.labels().cpu().numpy(), self._maps(votes, maps))
+
+    def cases(self, images: Slices, name: str) -> list[Case]:
+        """Return a case as each network sees it; arguments and errors are those of `parts`."""
+        # The intensities of all are scaled alike; percentiles of a large volume take a while.
+        first = self.predictors[0].case(images, name)
+        others = [one.case(images, name, first.limits) for one in self.predictors[1:]]
+        return [first, *others]
+
+    def votes_of(
+        self, cases: Sequence[Case], slices: int, maps: bool
+    ) -> Iterator[tuple[int, Average]]:
+        """Yield the number of a first slice, and what all networks say of it and the next ones.
+
+        Args:
+            cases: what `cases` gives.
+            slices: their number.
+            maps: see `Average`.
+        """
+        for start in range(0, slices, self.batch_size):
+            votes = Average(maps)
+            for case in cases:
+                for p in case.members(start, min(start + self.batch_size, slices)):
+                    votes.add(p)
+            yield start, votes
 
     def _maps(self, votes: Average, wanted: Sequence[str]) -> dict[str, Array]:
         if not wanted:
@@ -165,10 +182,10 @@ def load_runs(runs: Sequence[RunDirectory], way: Way) -> LoadedRuns:
             dropout is asked of a network that does not draw.
     """
     _check_distinct(runs)
-    known = [_Known(run, run.config(), run.data_facts()) for run in runs]
+    known = [Known.of(run) for run in runs]
     predictors, notes = [], []
     for number, one in enumerate(known):
-        _check_agree(one, known[0])
+        check_agree(one, known[0])
         network = load_run_network(one.run)
         if way.draws:
             require_stochastic(network, f"{one.run.path} with --mc-dropout")
@@ -195,10 +212,17 @@ def load_runs(runs: Sequence[RunDirectory], way: Way) -> LoadedRuns:
     return LoadedRuns(Ensemble(predictors, facts.classes), facts, algorithm, tuple(notes))
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
+    """A run, its configuration, and what it knows of its data."""
+
     run: RunDirectory
     config: Config
     facts: DataFacts
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Known:
+        """Read them."""
+        return cls(run, run.config(), run.data_facts())
 
 
 def _check_distinct(runs: Sequence[RunDirectory]) -> None:
@@ -209,8 +233,12 @@ def _check_distinct(runs: Sequence[RunDirectory]) -> None:
             raise MedsegError(f"--run {run.path}: is named twice. Each run votes once.")
 
 
-def _check_agree(one: _Known, first: _Known) -> None:
-    """Refuse runs that do not speak of the same classes and the same pixels."""
+def check_agree(one: Known, first: Known) -> None:
+    """Refuse runs that do not speak of the same classes and the same pixels.
+
+    Raises:
+        MedsegError: names what differs.
+    """
     here, there = _what_agrees(one), _what_agrees(first)
     for what, found in here.items():
         if found != there[what]:
@@ -221,7 +249,7 @@ def _check_agree(one: _Known, first: _Known) -> None:
             )
 
 
-def _what_agrees(one: _Known) -> dict[str, Any]:
+def _what_agrees(one: Known) -> dict[str, Any]:
     facts, image = one.facts, one.config.data.image
     return {
         "list of classes": facts.classes,

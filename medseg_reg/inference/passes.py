@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks.build import probabilities
@@ -61,22 +61,33 @@ class Passes:
         axes = sorted({_AXES[flip] for flip in self.flips})
         return [some for count in range(len(axes) + 1) for some in combinations(axes, count)]
 
-    def probabilities(self, network: nn.Module, images: Tensor, at_once: int) -> Tensor:
+    def probabilities(
+        self,
+        network: Callable[[Tensor], Tensor],
+        images: Tensor,
+        at_once: int,
+        activation: Callable[[Tensor], Tensor] = probabilities,
+    ) -> Tensor:
         """Return mean class probabilities (B, K, H, W), float32.
 
         Args:
             network: maps images to logits.
             images: (B, C, H, W).
             at_once: windows in a batch.
+            activation: makes class probabilities of what the network returns.
         """
-        total = self._one(network, images, at_once)
+
+        def predict(windows: Tensor) -> Tensor:
+            return activation(network(windows))
+
+        total = self._one(predict, images, at_once)
         for axes in self.mirrored[1:]:
-            total = total + self._one(network, images.flip(axes), at_once).flip(axes)
+            total = total + self._one(predict, images.flip(axes), at_once).flip(axes)
         return total / len(self.mirrored)
 
-    def _one(self, network: nn.Module, images: Tensor, at_once: int) -> Tensor:
+    def _one(self, predict: Callable[[Tensor], Tensor], images: Tensor, at_once: int) -> Tensor:
         if self.window is None:
-            return probabilities(network(images))
+            return predict(images)
         from monai.inferers.utils import sliding_window_inference  # seconds to import
 
         # Probabilities and not logits are averaged, as everywhere else.
@@ -84,7 +95,7 @@ class Passes:
             images,
             self.window,
             at_once,
-            lambda windows: probabilities(network(windows)),
+            predict,
             overlap=self.overlap,
             mode="gaussian",
             sigma_scale=SIGMA,

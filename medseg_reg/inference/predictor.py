@@ -190,11 +190,9 @@ class Case:
 
     def members(self, start: int, stop: int) -> Iterator[Tensor]:
         """Yield class probabilities (B, K, H, W) of some slices, once for each draw."""
-        one = self.predictor
-        scaled = [self.fit.image(scale_intensity(s, self.limits)) for s in self.images[start:stop]]
-        batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy()).to(one.device)
+        one, batch = self.predictor, self.batch(start, stop)
         for draw in range(one.draws or 1):
-            with self._labels_shown(start, len(scaled)), torch.inference_mode():
+            with self._labels_shown(start, len(batch)), torch.inference_mode():
                 if not one.draws:
                     p = one.passes.probabilities(one.network, batch, one.batch_size)
                 else:
@@ -207,6 +205,12 @@ class Case:
                 p = self.fit.undo(p)
             # Outside of the block: in it, the mode would stay on in the caller.
             yield p
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Return some slices as the network takes them (B, C, *outer), on its device."""
+        scaled = [self.fit.image(scale_intensity(s, self.limits)) for s in self.images[start:stop]]
+        batch = torch.from_numpy(np.stack(scaled).transpose(0, 3, 1, 2).copy())
+        return batch.to(self.predictor.device)
 
     @contextmanager
     def _labels_shown(self, start: int, count: int) -> Iterator[None]:

@@ -1,0 +1,117 @@
+"""How sure a first network is of a slice, and from where on it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medseg_reg.errors import MedsegError
+
+# Rows and columns up to which a pixel of another class makes a pixel one of the boundary.
+BAND = 2
+
+# Budgets such as 1 + first / fine are sums in another order than the costs.
+_ROUNDING = 1e-9
+
+
+def confidence(p: Tensor) -> Tensor:
+    """Return how sure probabilities are of the boundaries that they draw.
+
+    With c_i = max_k p_ik of pixel i, and B the pixels that have a pixel of another predicted class
+    in the square of 5 x 5 around them:
+
+        confidence = mean of c_i over B;    where B is empty, the least c_i of all pixels
+
+    The mean of all pixels would say nothing: nearly all lie far from any boundary, and are sure.
+    Where one class is predicted everywhere, the least sure pixel is where a boundary would be.
+    Pixels that the network did not see, whose probabilities are all 0, are not counted.
+
+    Args:
+        p: class probabilities (B, K, H, W).
+
+    Returns:
+        (B,) float64 on the CPU, from 1 / K to 1; 0 where no pixel was seen, or one is no number.
+
+    Paper:
+        Y. Wang, R. Huang, S. Song, Z. Huang, G. Huang, "Not All Images are Worth 16x16 Words:
+        Dynamic Transformers for Efficient Image Recognition", NeurIPS 2021, arXiv 2105.15075, takes
+        the largest class probability of an image. The band is this package's, for pixels.
+
+    Example:
+        >>> sure = torch.zeros(1, 2, 8, 8)
+        >>> sure[:, 0] = 0.9
+        >>> sure[:, 1] = 0.1
+        >>> unsure = sure.clone()
+        >>> unsure[:, :, 4:] = torch.tensor([0.4, 0.6])[:, None, None]  # the lower half
+        >>> confidence(torch.cat([sure, unsure])).round(decimals=4)
+        tensor([0.9000, 0.7500], dtype=torch.float64)
+    """
+    best, labels = p.max(dim=1)
+    seen = p.sum(dim=1) > 0
+    numbers = labels[:, None].to(p.dtype)
+    side = 2 * BAND + 1
+    highest = functional.max_pool2d(numbers, side, 1, BAND)
+    lowest = -functional.max_pool2d(-numbers, side, 1, BAND)
+    # On the CPU, because not every device has float64, in which sums do not depend on the batch.
+    band = ((highest != lowest)[:, 0] & seen).flatten(1).cpu()
+    best, seen = best.flatten(1).cpu().double(), seen.flatten(1).cpu()
+    mean = (best * band).sum(dim=1) / band.sum(dim=1).clamp(min=1)
+    least = best.masked_fill(~seen, torch.inf).amin(dim=1)
+    found = torch.where(band.any(dim=1), mean, least)
+    return torch.where(seen.any(dim=1), found, 0.0).clamp(max=1).nan_to_num(nan=0.0)
+
+
+def threshold_for(
+    confidences: Sequence[float] | np.ndarray[Any, Any],
+    first: Sequence[float] | np.ndarray[Any, Any],
+    fine: Sequence[float] | np.ndarray[Any, Any],
+    budget: float,
+) -> float:
+    """Return the highest threshold at which a cascade keeps a budget.
+
+    A slice goes on to the finer network unless its confidence is above the threshold t, so
+
+        cost(t) = sum_i first_i + sum_{i: confidence_i <= t} fine_i <= budget * sum_i fine_i
+
+    Args:
+        confidences: of each slice of the validation part, in [0, 1].
+        first: what the first network costs for each.
+        fine: what the finer network costs for each.
+        budget: of the cost of the finer network on all slices, such as 0.5; above 1 it may be that
+            both see every slice.
+
+    Returns:
+        0, where no slice may go on; 1, where all may; else the confidence of the last slice that
+        goes on. Slices of equal confidence go on together or not at all.
+
+    Raises:
+        MedsegError: the first network alone is above the budget.
+
+    Paper:
+        As of `confidence`: thresholds that keep a budget on images held out. With more than two
+        networks the paper spreads the images over them by q^k; with two, the budget decides alone.
+
+    Example:
+        >>> threshold_for([0.9, 0.6, 0.8, 0.7], [1, 1, 1, 1], [4, 4, 4, 4], 0.75)
+        0.7
+    """
+    values, costs = np.asarray(confidences, float), np.asarray(fine, float)
+    alone = float(np.sum(first)) / costs.sum()
+    if not budget >= alone * (1 - _ROUNDING):
+        raise MedsegError(
+            f"--budgets {budget:g}: the first network alone costs {alone:.4f} of the finer one on "
+            "the validation part. Give more, or take a cheaper first network."
+        )
+    order = np.argsort(values, kind="stable")
+    values, spent = values[order], alone + costs[order].cumsum() / costs.sum()
+    # Of equals the last one counts.
+    last = np.append(values[1:] != values[:-1], True)
+    kept = values[last & (spent <= budget * (1 + _ROUNDING))]
+    if not kept.size:
+        return 0.0
+    return 1.0 if kept[-1] == values[-1] else float(kept[-1])
