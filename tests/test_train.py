@@ -268,5 +268,5 @@ def test_the_resolved_configuration_is_complete(train):
     content = yaml.safe_load((train() / "config.yaml").read_text())
     assert content["optimizer"]["betas"] == [0.9, 0.999]
     assert list(content["regularization"]) == [
-        "data", "architecture", "error", "penalty", "optimization",
+        "data", "mix_token", "architecture", "error", "penalty", "optimization",
     ]  # fmt: skip

