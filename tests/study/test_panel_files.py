@@ -34,6 +34,17 @@ def test_each_case_is_a_row_of_methods_as_png_and_as_svg(tmp_path):
     assert "hitting" in files[1].read_text("utf-8")
 
 
+def test_many_methods_stand_in_rows_as_wide_as_a_page(tmp_path):
+    many = panel("a")
+    many.views = [View(f"method{n}", "", "", many.views[0].overlay) for n in range(6)]
+    picture = Image.open(write_panels([many], tmp_path)[0])
+    assert picture.width / picture.info["dpi"][0] <= 7.25  # inches
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    blue = pixels[..., 2] - pixels[..., 0] > 60
+    cells = [half for row in np.array_split(blue, 2) for half in np.array_split(row, 4, axis=1)]
+    assert [bool(cell.sum() > 5000) for cell in cells] == [True] * 6 + [False] * 2
+
+
 def test_the_same_pictures_are_the_same_bytes(tmp_path):
     first, second = (
         [path.read_bytes() for path in write_panels([panel("a")], tmp_path / name)]

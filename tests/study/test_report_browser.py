@@ -197,6 +197,12 @@ def test_the_page_never_scrolls_sideways(browser: Any, made_study: Path, width: 
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert sizes[0] <= sizes[1]
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.table')].map(one => [!one.querySelector('.more').hidden,"
+        " one.querySelector('.scroll').scrollWidth > one.querySelector('.scroll').clientWidth])"
+    )
+    assert [told for told, _ in cut] == [more for _, more in cut]
+    assert any(told for told, _ in cut) or width > 1280
     next(opened, None)
 
 

@@ -97,6 +97,15 @@
     return rows.map(line).join("\n") + "\n";
   }
 
+  // Scroll bars hide on many screens, and what is cut off at the edge of a column looks whole.
+  function tellOfColumns(area) {
+    const told = make("p", { className: "note more", hidden: true }, "Scroll sideways: there are more columns.");
+    area.before(told);
+    const show = () => { told.hidden = area.scrollWidth <= area.clientWidth; };
+    new ResizeObserver(show).observe(area);
+    show();
+  }
+
   function setUpTable(box) {
     const table = box.querySelector("table");
     all("thead th", table).forEach((head, index) => {
@@ -104,6 +113,7 @@
       button.addEventListener("click", () => sortBy(table, index));
       head.replaceChildren(button);
     });
+    tellOfColumns(box.querySelector(".scroll"));
     if (table.tBodies[0].rows.length < 2) return;
     const told = make("output", { "aria-live": "polite" });
     const caption = table.caption.textContent;

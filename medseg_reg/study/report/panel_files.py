@@ -1,4 +1,4 @@
-"""The pictures of a report as files, for a paper: a row of methods for each case."""
+"""The pictures of a report as files, for a paper: the methods side by side for each case."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from medseg_reg.files import write_bytes
 from medseg_reg.study.report.drawing import RC, slug
 from medseg_reg.study.report.panels import COLOURS, NAMES, Panel
 
-INCHES = 2.2
+# A full row is as wide as the two columns of a paper, in which the words stay readable.
+COLUMNS, INCHES = 4, 1.8
 
 
 def write_panels(panels: Sequence[Panel], folder: Path) -> list[Path]:
-    """Write one PNG and one SVG for each case: truth and methods side by side, named.
+    """Write one PNG and one SVG for each case: truth and methods side by side, four in a row.
 
     Args:
         panels: as in the report.
@@ -44,17 +45,20 @@ def draw(panel: Panel) -> dict[str, bytes]:
     names = {"font.size": 7, "svg.hashsalt": "panel", "figure.facecolor": "white"}
     found = {}
     with rc_context({**RC, **names}):
-        size = (INCHES * len(panel.views), INCHES + 0.9)
-        figure, axes = pyplot.subplots(1, len(panel.views), figsize=size, squeeze=False)
-        for axis, view in zip(axes[0], panel.views, strict=True):
+        columns = min(COLUMNS, len(panel.views))
+        rows = -(-len(panel.views) // columns)
+        size = (INCHES * columns, (INCHES + 0.35) * rows + 0.3)
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, view in zip(axes.flat, panel.views, strict=False):
             seen = Image.alpha_composite(image, opened(view.overlay))
             axis.imshow(np.asarray(seen.convert("RGB")), interpolation="none")
             axis.set_title(f"{view.name}\n{view.text}", fontsize=7)
-            axis.set_axis_off()
         shown = zip(COLOURS, NAMES, strict=True)
         marks = [Patch(color=[part / 255 for part in c], label=name) for c, name in shown]
         figure.legend(handles=marks, loc="lower center", ncols=len(marks), fontsize=7)
-        figure.tight_layout(rect=(0, 0.09, 1, 0.97))
+        figure.tight_layout(rect=(0, 0.25 / size[1], 1, 1))
         for suffix, about in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=200, metadata=about)
