@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.inference.confidence import confidence
+from medseg_reg.inference.confidence import BAND, band_of, confidence
 from medseg_reg.inference.ensemble import (
     Ensemble,
     Known,
@@ -80,6 +80,7 @@ class Cascade(Ensemble):
         self.first, self.threshold = first, threshold
         self.batch_size = min(self.batch_size, first.batch_size)
         self.seen = self.early = 0
+        self._band = BAND
         # Inputs by network and shape: those that were computed, and those without a first network.
         self._computed: Counter[tuple[Predictor, tuple[int, ...]]] = Counter()
         self._without: Counter[tuple[Predictor, tuple[int, ...]]] = Counter()
@@ -107,6 +108,7 @@ class Cascade(Ensemble):
     ) -> Iterator[tuple[int, Average]]:
         """Yield what the finer networks say, or the first one where it is sure."""
         ahead, after = cases[: len(self.first.predictors)], cases[len(self.first.predictors) :]
+        self._band = max(band_of(case.fit) for case in ahead)
         for start in range(0, slices, self.batch_size):
             stop = min(start + self.batch_size, slices)
             first, votes = Average(maps=False), Average(maps)
@@ -167,7 +169,7 @@ class Cascade(Ensemble):
     def _decide(self, known: Tensor) -> Tensor:
         """Return which slices or windows go on (B,), by probabilities (B, K, H, W)."""
         # Above, not equal: probabilities round to 1, and at the threshold 1 none exits.
-        go_on = confidence(known) <= self.threshold
+        go_on = confidence(known, self._band) <= self.threshold
         self.seen += len(go_on)
         self.early += len(go_on) - int(go_on.sum())
         return go_on.to(known.device)
@@ -199,7 +201,8 @@ def load_cascade(
     """Load a cheap run and finer ones, of which several vote, as a cascade.
 
     Args:
-        first: the cheap run. It slides a window where the others do, but takes no mirrored passes.
+        first: the cheap run. It takes no mirrored passes, and slices as it was trained on them:
+            where the others slide a window, it does so only if it was trained on crops.
         runs: the finer runs.
         way: how the finer ones predict.
         threshold: see `Cascade`.
@@ -214,8 +217,12 @@ def load_cascade(
         )
     if first.path.resolve() in {run.path.resolve() for run in runs}:
         raise MedsegError(f"--first {first.path}: is one of --run too. Give a cheaper one.")
-    check_agree(Known.of(first), Known.of(runs[0]))
-    ahead, fine = load_runs([first], replace(way, flips=())), load_runs(runs, way)
+    cheap = Known.of(first)
+    check_agree(cheap, Known.of(runs[0]))
+    image = cheap.config.data.image
+    slides = way.window is not None and image.size is not None and image.fit == "crop"
+    ahead = load_runs([first], replace(way, flips=(), window=() if slides else None))
+    fine = load_runs(runs, way)
     return LoadedRuns(
         Cascade(ahead.ensemble, fine.ensemble, threshold),
         fine.facts,

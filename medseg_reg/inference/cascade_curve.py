@@ -18,7 +18,7 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import replacing
 from medseg_reg.inference.cascade import multiply_adds
-from medseg_reg.inference.confidence import confidence, threshold_for
+from medseg_reg.inference.confidence import band_of, confidence, threshold_for
 from medseg_reg.inference.ensemble import Known, check_agree
 from medseg_reg.inference.evaluation import (
     Part,
@@ -157,9 +157,10 @@ def _judge(
     for case in cases:
         images, truth = store.image(case), store.mask(case)
         labels, sure = np.empty(truth.shape, np.uint8), []
+        band = band_of(Fit.of(first.image, images.shape[1:3]))
         for start, p in first.batches(images, case, truth=truth):
             labels[start : start + len(p)] = p.argmax(dim=1).to(torch.uint8).cpu()
-            sure.append(confidence(p))
+            sure.append(confidence(p, band))
         confidences[case] = torch.cat(sure)
         counts[case] = count_slices(labels, truth, len(store.classes), store.ignore_label)
     finer = count_cases(store, cases, fine, f"cascade {title}", config.training.progress)

@@ -10,20 +10,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medseg_reg.data.preprocessing import Fit
 from medseg_reg.errors import MedsegError
 
-# Rows and columns up to which a pixel of another class makes a pixel one of the boundary.
+# Pixels of the network, up to which one of another class makes a pixel one of the boundary.
 BAND = 2
 
 # Budgets such as 1 + first / fine are sums in another order than the costs.
 _ROUNDING = 1e-9
 
 
-def confidence(p: Tensor) -> Tensor:
+def band_of(fit: Fit) -> int:
+    """Return the `band` for slices that a network saw scaled: `BAND` pixels of the network.
+
+    Of a slice that it saw much smaller, two pixels of the source would lie in the blur of one of
+    its own.
+
+    >>> band_of(Fit((512, 256), (64, 32), (64, 64))), band_of(Fit((32, 32), (96, 96), (96, 96)))
+    (16, 2)
+    """
+    scale = max(have / want for have, want in zip(fit.source, fit.inner, strict=True))
+    return round(BAND * max(1.0, scale))
+
+
+def confidence(p: Tensor, band: int = BAND) -> Tensor:
     """Return how sure probabilities are of the boundaries that they draw.
 
     With c_i = max_k p_ik of pixel i, and B the pixels that have a pixel of another predicted class
-    in the square of 5 x 5 around them:
+    in the square of 2 band + 1 pixels around them:
 
         confidence = mean of c_i over B;    where B is empty, the least c_i of all pixels
 
@@ -33,6 +47,7 @@ def confidence(p: Tensor) -> Tensor:
 
     Args:
         p: class probabilities (B, K, H, W).
+        band: pixels to each side, see `band_of`.
 
     Returns:
         (B,) float64 on the CPU, from 1 / K to 1; 0 where no pixel was seen, or one is no number.
@@ -54,16 +69,21 @@ def confidence(p: Tensor) -> Tensor:
     best, labels = p.max(dim=1)
     seen = p.sum(dim=1) > 0
     numbers = labels[:, None].to(p.dtype)
-    side = 2 * BAND + 1
-    highest = functional.max_pool2d(numbers, side, 1, BAND)
-    lowest = -functional.max_pool2d(-numbers, side, 1, BAND)
+    highest, lowest = _highest(numbers, band), -_highest(-numbers, band)
     # On the CPU, because not every device has float64, in which sums do not depend on the batch.
-    band = ((highest != lowest)[:, 0] & seen).flatten(1).cpu()
+    boundary = ((highest != lowest)[:, 0] & seen).flatten(1).cpu()
     best, seen = best.flatten(1).cpu().double(), seen.flatten(1).cpu()
-    mean = (best * band).sum(dim=1) / band.sum(dim=1).clamp(min=1)
+    mean = (best * boundary).sum(dim=1) / boundary.sum(dim=1).clamp(min=1)
     least = best.masked_fill(~seen, torch.inf).amin(dim=1)
-    found = torch.where(band.any(dim=1), mean, least)
+    found = torch.where(boundary.any(dim=1), mean, least)
     return torch.where(seen.any(dim=1), found, 0.0).clamp(max=1).nan_to_num(nan=0.0)
+
+
+def _highest(x: Tensor, band: int) -> Tensor:
+    """Return the highest value (B, 1, H, W) in the square around each pixel."""
+    # Rows, then columns: the square at once would cost as much as it has pixels.
+    rows = functional.max_pool2d(x, (2 * band + 1, 1), 1, (band, 0))
+    return functional.max_pool2d(rows, (1, 2 * band + 1), 1, (0, band))
 
 
 def threshold_for(

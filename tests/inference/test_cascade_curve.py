@@ -54,7 +54,7 @@ def test_the_scores_are_those_of_cascades_whose_thresholds_keep_the_budgets(
     cases = [case.name for case in store.manifest.cases]
     first = load_runs([coarse], CPU).ensemble.predictors[0]
     sure = np.concatenate(
-        [confidence(p) for case in cases[2:4] for _, p in first.batches(store.image(case), case)]
+        [confidence(p, 5) for case in cases[2:4] for _, p in first.batches(store.image(case), case)]
     )
     for row in table.itertuples():
         assert row.confidence == threshold_for(sure, [LEAST] * 20, [1] * 20, row.budget)

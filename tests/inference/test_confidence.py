@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from medseg_reg.errors import MedsegError
-from medseg_reg.inference.confidence import BAND, confidence, threshold_for
+from medseg_reg.inference.confidence import confidence, threshold_for
 
 
-def by_hand(p: np.ndarray) -> float:
+def by_hand(p: np.ndarray, width: int) -> float:
     """Of one slice (K, H, W), pixel by pixel."""
     labels, best, seen = p.argmax(0), p.max(0).astype(float), p.sum(0) > 0
     rows, columns = labels.shape
     band = []
     for i in range(rows):
         for j in range(columns):
-            around = labels[max(0, i - BAND) : i + BAND + 1, max(0, j - BAND) : j + BAND + 1]
+            around = labels[max(0, i - width) : i + width + 1, max(0, j - width) : j + width + 1]
             if seen[i, j] and (around != labels[i, j]).any():
                 band.append(best[i, j])
     return float(np.mean(band)) if band else float(best[seen].min())
@@ -37,12 +37,12 @@ def some_probabilities(kind: str, classes: int) -> torch.Tensor:
     return p
 
 
-@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize(("classes", "band"), [(2, 2), (4, 1), (2, 13)])
 @pytest.mark.parametrize("kind", ["noise", "coarse", "one class", "cropped"])
-def test_it_is_the_mean_over_the_boundary_or_the_least_sure_pixel(kind, classes):
+def test_it_is_the_mean_over_the_boundary_or_the_least_sure_pixel(kind, classes, band):
     p = some_probabilities(kind, classes)
-    expected = [by_hand(one) for one in p.numpy()]
-    np.testing.assert_allclose(confidence(p), expected, rtol=1e-6)
+    expected = [by_hand(one, band) for one in p.numpy()]
+    np.testing.assert_allclose(confidence(p, band), expected, rtol=1e-6)
     assert all(1 / classes <= one <= 1 for one in expected)
 
 
