@@ -97,10 +97,25 @@ Neighbouring pixels of a map are alike, so dropping single elements takes little
 Dropping channels ([spatial_dropout](spatial_dropout.md)) or blocks takes more.""",
     "guided_key_dropout": """\
 Compare it with `beta: 0`, with [drop_key](drop_key.md) and with no dropout, over equal seeds; and
-several `beta` at equal p as well as at an equal share of the attention dropped, which is
-`(guided_rates(u, p, beta) * u).mean()`. On scores u of a log-normal distribution (standard
-deviation of the logarithm 1.5, 196 tokens, p = 0.2, p_max = 0.9) that share is 0.03, 0.20, 0.63 and
-0.67 for beta -1, 0, 1 and 2.
+several `beta` at equal p as well as at an equal share of the attention dropped. That share is
+`(guided_rates(u, p, beta) * u).mean()`: on scores u of a log-normal distribution (standard
+deviation of the logarithm 1.5, 196 tokens, p = 0.2, p_max = 0.9) it is 0.03, 0.20, 0.63 and 0.67
+for beta -1, 0, 1 and 2. In a network it is measured beside the rate: the report of `insert`, and
+`placement.json` of a run, have it as `attention_dropped`. There it is that of new weights, whose
+attention is nearly even; `insert` into a trained network tells that of its weights.
+
+`exact: true` drops the same number of tokens in every sample, so that samples do not differ by how
+much they lose. Every token keeps its rate, and `p_max` holds. The other way to a fixed number, the
+largest of beta log u_j plus Gumbel noise, takes nearly the same attention away, but drops the most
+attended tokens almost always whatever `p_max` says, and its rates are not known, which
+[guided_residual_dropout](guided_residual_dropout.md) divides by.
+
+Two more ways to drop a token are not offered, for they take the token's own features away: a
+learned mask token in its place, and zeros in its place. At beta > 0 lesions, where the network has
+learnt to look at them, would be erased from the image while the loss still asks for them; and zeros
+in front of a layer normalization come out as its bias, alike for all. To train with tokens missing
+use [patch_dropout](patch_dropout.md), which has the mask token, drops without regard to attention
+and can protect the foreground (`protect_foreground`).
 
 The attention of an untrained network is even, so a rate that rises with it is a natural schedule:
 

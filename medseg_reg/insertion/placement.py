@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from medseg_reg.insertion.running import Example, arguments, device_of, quietly
 from medseg_reg.insertion.selection import choose, kind_of
 from medseg_reg.insertion.slots import Slot, slots
 from medseg_reg.regularizers import Regularizer, build
+from medseg_reg.regularizers.guidance import GuidedDropout
 
 
 def place(
@@ -63,7 +65,8 @@ def measure(
 ) -> None:
     """Run an example through the network and note map size and realised rate of each place.
 
-    The network's weights, statistics, modes and torch's random state are as before.
+    Of a layer that attention guides, also the share of the attention that it dropped. The
+    network's weights, statistics, modes and torch's random state are as before.
 
     Args:
         network: the network.
@@ -76,6 +79,7 @@ def measure(
     """
     args, kwargs = arguments(example)
     rates: dict[str, list[float]] = {placement.path: [] for placement in placements}
+    attention: dict[str, list[float]] = {placement.path: [] for placement in placements}
     sizes: dict[str, tuple[int, ...]] = {}
 
     def watch(path: str) -> Any:
@@ -84,6 +88,8 @@ def measure(
         ) -> None:
             sizes[path] = tuple(inputs[0].shape[1:])
             rates[path].append(layer.measured_rate(inputs[0], output))
+            if isinstance(layer, GuidedDropout):
+                attention[path].append(layer.attention_dropped(inputs[0], output))
 
         return hook
 
@@ -106,4 +112,6 @@ def measure(
                 "the network does not use this place."
             )
         placement.map_size = sizes[placement.path]
-        placement.measured_rate = sum(rates[placement.path]) / len(rates[placement.path])
+        placement.measured_rate = statistics.fmean(rates[placement.path])
+        if shares := attention[placement.path]:
+            placement.attention_dropped = statistics.fmean(shares)

@@ -18,6 +18,8 @@ class Placement:
         p: the requested rate.
         map_size: channels and spatial size of the map that it gets; None before `measure`.
         measured_rate: the share really dropped (mean over draws); None before `measure`.
+        attention_dropped: of layers that attention guides, the share of the attention that what
+            they dropped had got (mean over draws); None for others.
     """
 
     place: str
@@ -26,10 +28,14 @@ class Placement:
     p: float
     map_size: tuple[int, ...] | None = None
     measured_rate: float | None = None
+    attention_dropped: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain types, for JSON."""
-        return asdict(self)
+        """Return plain types, for JSON; without the attention where none guides."""
+        plain = asdict(self)
+        if self.attention_dropped is None:
+            del plain["attention_dropped"]
+        return plain
 
 
 class PlacementReport(list[Placement]):
@@ -47,11 +53,14 @@ class PlacementReport(list[Placement]):
 
     def __str__(self) -> str:
         """Return an aligned table with one line for each layer, and the note."""
-        rows = [("place", "regularizer", "p", "map", "measured rate", "module")]
+        guided = any(one.attention_dropped is not None for one in self)
+        titles = ["measured rate", *(["attention dropped"] if guided else [])]
+        rows = [("place", "regularizer", "p", "map", *titles, "module")]
         for one in self:
             size = "x".join(map(str, one.map_size or ()))
-            rate = "" if one.measured_rate is None else f"{one.measured_rate:.3f}"
-            rows.append((one.place, one.regularizer, f"{one.p:g}", size, rate, one.path))
+            shares = (one.measured_rate, one.attention_dropped)[: len(titles)]
+            shown = ["" if share is None else f"{share:.3f}" for share in shares]
+            rows.append((one.place, one.regularizer, f"{one.p:g}", size, *shown, one.path))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, *([self.note] if self.note else [])])

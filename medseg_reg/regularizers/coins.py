@@ -1,12 +1,16 @@
-"""Coins of which one always falls well: some of n units are dropped, but never all."""
+"""Coins that know of each other: of n units never all are dropped, or always the same number."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["coin_rate", "keep_some"]
+from medseg_reg.regularizers.drop_rates import running_sum
+
+__all__ = ["coin_rate", "drop_exactly", "keep_some"]
 
 _STEPS = 40  # bisections: beyond float32
+_WHOLE = 1e-6  # a number of units so near to a whole one is that one
 
 
 def coin_rate(p: float, n: int) -> float:
@@ -45,3 +49,45 @@ def keep_some(draws: Tensor, p: float) -> Tensor:
     """
     best = draws == draws.amax(-1, keepdim=True)
     return (draws >= coin_rate(p, draws.shape[-1])) | best
+
+
+def drop_exactly(rates: Tensor, p: float) -> Tensor:
+    """Which units are dropped: each with its own rate, and together always as many.
+
+    Of n units with a rate, p n are dropped in every row; where that is no whole number it is
+    rounded up or down at random, with mean p n. The units are laid end to end in random order,
+    each as long as its rate, and those are dropped on which a comb of teeth at distance 1 falls
+    that was shifted at random ("systematic sampling"). So a unit's probability is its rate. That
+    of the k largest of log-rates plus Gumbel noise, another way to a fixed number, is not: it has
+    no closed form, knows no highest rate, and could not be divided by.
+
+    Args:
+        rates: the rates (B, n), each below 1, their mean p in every row but for units of rate 0.
+        p: that mean.
+
+    Shapes:
+        rates (B, n); the result alike, bool.
+
+    Source:
+        W. G. Madow, "On the theory of systematic sampling, II", Annals of Mathematical Statistics
+        20(3), 1949, DOI 10.1214/aoms/1177729988.
+
+    Example:
+        >>> import torch
+        >>> drop_exactly(torch.tensor([[0.9, 0.1, 0.5, 0.5]]).expand(3, -1), 0.5).sum(1)
+        tensor([2, 2, 2])
+    """
+    if rates.shape[1] == 0:
+        return rates.bool()
+    # float32 could not tell where a tooth falls among thousands of units
+    exact = torch.float32 if rates.device.type == "mps" else torch.float64
+    order = torch.rand(rates.shape, device=rates.device).argsort(1)
+    ends = running_sum(rates.gather(1, order).to(exact))
+    whole = ends[:, -1:]
+    number = (whole / p).round() * p  # rates are solved for in float32; their sum is known better
+    number = torch.where((number - number.round()).abs() < _WHOLE, number.round(), number)
+    ends = ends * (number / whole)
+    ends[:, -1:] = number
+    teeth = (ends + torch.rand(len(rates), 1, device=rates.device).to(exact)).floor()
+    starts = torch.cat([torch.zeros_like(whole), teeth[:, :-1]], 1)
+    return (teeth > starts).gather(1, order.argsort(1))

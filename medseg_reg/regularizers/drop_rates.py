@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg_reg.regularizers.base import check_number, check_rate
 
-__all__ = ["check_temperature", "drop_probability", "water_level"]
+__all__ = ["check_temperature", "drop_probability", "running_sum", "water_level"]
 
 _SPREAD_FLOOR = 1e-6  # below it, differences between scores are rounding noise
 _COLDEST = 1e-6  # a temperature below it changes nothing more, and leaves float32
@@ -76,15 +76,15 @@ def water_level(weight: Tensor, share: Tensor, p: float) -> Tensor:
     """The lambda (B, 1) for which the weighted mean of min(1, lambda * weight) is p."""
     ordered, order = weight.sort(dim=1, descending=True)
     share = share.gather(1, order)
-    saturated = _running_sum(share) - share  # with m units at 1: their share
+    saturated = running_sum(share) - share  # with m units at 1: their share
     # a sum from the end, not a difference of sums from the start, which would cancel
-    rest = _running_sum((share * ordered).flip(1)).flip(1)
+    rest = running_sum((share * ordered).flip(1)).flip(1)
     level = (p - saturated) / rest  # not finite where only units of weight 0 are left
     fits = level * ordered <= 1.0  # the next unit stays below 1: the first such m is the answer
     return level.gather(1, fits.int().argmax(1, keepdim=True)).clamp(min=0.0)
 
 
-def _running_sum(values: Tensor) -> Tensor:
+def running_sum(values: Tensor) -> Tensor:
     """cumsum(1), by doubling: deterministic mode refuses torch's cumsum of floats on CUDA."""
     step = 1
     while step < values.shape[1]:

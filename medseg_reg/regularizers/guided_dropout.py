@@ -6,20 +6,18 @@ other tokens (mode K), `GuidedResidualDropout` lets it skip a block (mode R).
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor
 
-from medseg_reg.regularizers.attention_weights import check_tokens, check_weights, hide_keys
-from medseg_reg.regularizers.base import (
-    Regularizer,
-    check_map,
-    check_rate,
-    register,
+from medseg_reg.regularizers.attention_weights import check_weights, hide_keys
+from medseg_reg.regularizers.base import check_map, check_rate, register
+from medseg_reg.regularizers.guidance import (
+    GuidedDropout,
+    attention_share,
+    guided_rates,
+    kept_tokens,
+    received_attention,
 )
-from medseg_reg.regularizers.drop_rates import water_level
 
 __all__ = [
     "GuidedKeyDropout",
@@ -30,67 +28,6 @@ __all__ = [
     "received_attention",
 ]
 
-_LEAST, _WIDEST = 1e-6, 30.0  # a score below, and a log of a ratio above, change nothing more
-
-
-def received_attention(weights: Tensor) -> Tensor:
-    """The attention that each key gets, u_j = mean over heads h and queries i of M A_ihj.
-
-    Rows of attention weights sum to 1, so its mean over the M keys is 1.
-
-    Shapes:
-        weights (B, heads, queries, keys); the result (B, keys), float32, without a gradient.
-
-    Example:
-        >>> import torch
-        >>> received_attention(torch.tensor([[[[0.5, 0.5], [0.9, 0.1]]]]))
-        tensor([[1.4000, 0.6000]])
-    """
-    with torch.no_grad():
-        return weights.detach().float().mean((1, 2)) * weights.shape[-1]
-
-
-def guided_rates(
-    scores: Tensor, p: float, beta: float = 1.0, p_max: float = 0.5, area: Tensor | None = None
-) -> Tensor:
-    """Drop rates p_j = min(p_max, c u_j^beta), with c such that their mean is p in every sample.
-
-    Without the solution for c, the cap lets the mean fall far below p where the attention is
-    peaked: with beta = 2 to a sixth of it.
-
-    Args:
-        scores: u, at least 0, such as `received_attention`; a sample with NaN gets even rates.
-        p: mean rate, in [0, 1).
-        beta: above 0 drops what gets much attention, below 0 what gets little; at 0 all rates
-            are p.
-        p_max: no rate is higher, but p itself may be.
-        area: 0 for tokens that take no part, whose rate is 0; else 1. Of shape (N,) or (B, N).
-
-    Shapes:
-        scores (B, N); the result (B, N), float32.
-
-    Example:
-        >>> import torch
-        >>> u = torch.tensor([[0.1, 0.3, 0.6, 3.0]])
-        >>> [[round(v, 2) for v in guided_rates(u, 0.2, b)[0].tolist()] for b in (-1, 0, 1)]
-        [[0.5, 0.19, 0.09, 0.02], [0.2, 0.2, 0.2, 0.2], [0.03, 0.09, 0.18, 0.5]]
-    """
-    p, high = check_rate(p, "guided_rates"), max(p, p_max)
-    with torch.no_grad():
-        u = scores.detach().float()
-        area = torch.ones_like(u) if area is None else area.to(u).expand_as(u)
-        area = torch.where((area > 0).any(1, keepdim=True), area, 1.0)
-        if p >= high:  # so they are all p
-            return p * (area > 0).float()
-        known = u.isfinite().all(1, keepdim=True) & (u > 0).any(1, keepdim=True)
-        u = torch.where(known, u, 1.0)
-        u = u / (u * area).sum(1, keepdim=True).clamp(min=torch.finfo(u.dtype).tiny)
-        log = beta * (u * area.sum(1, keepdim=True)).clamp(min=_LEAST).log()
-        log = torch.where(area > 0, log, -torch.inf)
-        weight = (log - log.amax(1, keepdim=True)).clamp(min=-_WIDEST).exp() * (area > 0)
-        share = area / area.sum(1, keepdim=True)
-        return (weight * water_level(weight, share, p / high)).clamp(max=1.0) * high
-
 
 def guided_key_dropout(
     x: Tensor,
@@ -100,6 +37,7 @@ def guided_key_dropout(
     prefix_tokens: int = 0,
     training: bool = True,
     *,
+    exact: bool = False,
     padding: Tensor | None = None,
 ) -> Tensor:
     """Hides tokens from all others, as often as their attention says; see `GuidedKeyDropout`.
@@ -111,6 +49,7 @@ def guided_key_dropout(
         p_max: highest rate of a key.
         prefix_tokens: keys in front that are never hidden.
         training: False returns the very same tensor.
+        exact: hide p of them in every sample, up to rounding.
         padding: where keys (B, keys) only fill a window up: they take no part.
 
     Example:
@@ -127,12 +66,8 @@ def guided_key_dropout(
         return x
     with torch.no_grad():
         queries, keys = x.shape[2:]
-        area = torch.ones(1, keys, device=x.device)
-        area[:, :prefix_tokens] = 0.0
-        if padding is not None:
-            area = area * ~padding
-        rates = guided_rates(received_attention(x), p, beta, p_max, area)
-        keep = torch.rand(rates.shape, device=x.device) >= rates
+        scores = received_attention(x)
+        keep, rates = kept_tokens(scores, p, beta, p_max, prefix_tokens, exact, padding)
         keep = keep | (rates == rates.amin(1, keepdim=True)) & ~keep.any(1, keepdim=True)
         keep = keep[:, None, None, :].expand(-1, 1, queries, -1)
         if queries == keys:
@@ -142,18 +77,8 @@ def guided_key_dropout(
     return hide_keys(x, keep)
 
 
-def check_guidance(beta: object, p_max: object, owner: str) -> tuple[float, float]:
-    """Returns both as floats, or raises a ValueError that says what is expected."""
-    if not isinstance(beta, Real) or isinstance(beta, bool) or not math.isfinite(beta):
-        raise ValueError(f"{owner}: beta must be a finite number, got {beta!r}")
-    high = check_rate(p_max, f"{owner}, p_max")
-    if high == 0.0:
-        raise ValueError(f"{owner}: p_max must be above 0, the highest rate of a token; got 0")
-    return float(beta), high
-
-
 @register("guided_key_dropout")
-class GuidedKeyDropout(Regularizer):
+class GuidedKeyDropout(GuidedDropout):
     """Hides tokens from all others, the more (or less) often the more attention they get.
 
     A_ij becomes m_ij A_ij / sum_k m_ik A_ik, with m_ii = 1 and m_ij = m_j ~ Bernoulli(1 - p_j)
@@ -176,6 +101,8 @@ class GuidedKeyDropout(Regularizer):
         p_max: highest rate of a token, in (0, 1); p itself where p is higher.
         prefix_tokens: how many tokens in front are no patches, as a class token; they are never
             hidden. `insert` sets what the network has.
+        exact: drop p of the tokens in every sample, up to rounding, instead of on average, by
+            systematic sampling: the rate of each token stays the same.
 
     Attributes:
         padding: where keys (B, keys) only fill a window up, for the pass that comes next; set from
@@ -210,14 +137,8 @@ class GuidedKeyDropout(Regularizer):
     paper = "no paper; after Choe and Shim, CVPR 2019, and Kakogeorgiou et al., ECCV 2022"
     needs = "an attention whose weights are computed"
 
-    def __init__(
-        self, p: float = 0.2, beta: float = 1.0, p_max: float = 0.5, prefix_tokens: int = 0
-    ) -> None:
-        super().__init__(p)
-        self.beta, self.p_max = check_guidance(beta, p_max, type(self).__name__)
-        self.prefix_tokens = check_tokens(prefix_tokens, type(self).__name__)
-        self.padding: Tensor | None = None
-        self._padded: Tensor | None = None  # of the last pass, for `measured_rate`
+    padding: Tensor | None = None
+    _padded: Tensor | None = None  # of the last pass, for what is measured
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `guided_key_dropout`."""
@@ -225,11 +146,21 @@ class GuidedKeyDropout(Regularizer):
         if not torch.compiler.is_compiling():
             self._padded = padding
         return guided_key_dropout(
-            x, self.p, self.beta, self.p_max, self.prefix_tokens, padding=padding
+            x, self.p, self.beta, self.p_max, self.prefix_tokens, exact=self.exact, padding=padding
         )
 
     def measured_rate(self, x: Tensor, y: Tensor) -> float:
         """The share of pairs that were hidden, among those that may be."""
+        free = self._free(x)
+        return super().measured_rate(x[free], y[free])
+
+    def attention_dropped(self, x: Tensor, y: Tensor) -> float:
+        """The share of the attention that the hidden pairs had, of that of all that may be."""
+        free = self._free(x)
+        return attention_share(x[free], y[free] == 0)
+
+    def _free(self, x: Tensor) -> Tensor:
+        """Which pairs may be hidden, of the shape of the weights."""
         free = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
         if x.shape[-2] == x.shape[-1]:
             free.fill_diagonal_(False)
@@ -237,7 +168,7 @@ class GuidedKeyDropout(Regularizer):
         free = free.expand_as(x)
         if self._padded is not None and self._padded.shape == (x.shape[0], x.shape[-1]):
             free = free & ~self._padded[:, None, None, :]
-        return super().measured_rate(x[free], y[free])
+        return free
 
 
 def guided_residual_dropout(
@@ -248,6 +179,7 @@ def guided_residual_dropout(
     prefix_tokens: int = 0,
     training: bool = True,
     *,
+    exact: bool = False,
     attention: Tensor | None = None,
 ) -> Tensor:
     """Zeroes what a block adds to tokens, rescaled without bias; see `GuidedResidualDropout`.
@@ -259,6 +191,7 @@ def guided_residual_dropout(
         p_max: highest rate of a token.
         prefix_tokens: tokens in front that are never dropped.
         training: False returns the very same tensor.
+        exact: drop p of them in every sample, up to rounding.
         attention: what each token gets, (B, tokens); by default the mean of |x| over channels.
 
     Example:
@@ -274,17 +207,19 @@ def guided_residual_dropout(
     if x.numel() == 0:
         return x
     with torch.no_grad():
-        scores = x.detach().float().abs().mean(1).flatten(1) if attention is None else attention
-        area = torch.ones(1, scores.shape[1], device=x.device)
-        area[:, :prefix_tokens] = 0.0
-        rates = guided_rates(scores, p, beta, p_max, area)
-        keep = torch.rand(rates.shape, device=x.device) >= rates
+        scores = _activity(x) if attention is None else attention
+        keep, rates = kept_tokens(scores, p, beta, p_max, prefix_tokens, exact)
         scale = (keep / (1.0 - rates)).view(x.shape[0], 1, *x.shape[2:]).to(x.dtype)
     return x * scale
 
 
+def _activity(x: Tensor) -> Tensor:
+    """The mean of |x| over channels (B, tokens)."""
+    return x.detach().float().abs().mean(1).flatten(1)
+
+
 @register("guided_residual_dropout")
-class GuidedResidualDropout(Regularizer):
+class GuidedResidualDropout(GuidedDropout):
     """Lets tokens skip a transformer block, the more (or less) often the more attention they get.
 
     x_j becomes x_j + m_j / (1 - p_j) F(x)_j, where F(x) is all that the block adds to its tokens
@@ -302,6 +237,8 @@ class GuidedResidualDropout(Regularizer):
         p_max: highest rate of a token, in (0, 1); p itself where p is higher.
         prefix_tokens: how many tokens in front are no patches, as a class token; they are never
             dropped. `insert` sets what the network has.
+        exact: drop p of the tokens in every sample, up to rounding, instead of on average, by
+            systematic sampling: the rate of each token stays the same.
 
     Attributes:
         attention: what each token gets (B, tokens) in the pass that comes next; set from outside.
@@ -329,22 +266,31 @@ class GuidedResidualDropout(Regularizer):
     paper = "no paper; after Liu et al., WACV 2024"
     needs = "an attention over all tokens, whose weights are computed"
 
-    def __init__(
-        self, p: float = 0.2, beta: float = 1.0, p_max: float = 0.5, prefix_tokens: int = 0
-    ) -> None:
-        super().__init__(p)
-        self.beta, self.p_max = check_guidance(beta, p_max, type(self).__name__)
-        self.prefix_tokens = check_tokens(prefix_tokens, type(self).__name__)
-        self.attention: Tensor | None = None
+    attention: Tensor | None = None
+    _attended: Tensor | None = None  # of the last pass, for what is measured
 
     def regularize(self, x: Tensor) -> Tensor:
         """Applies `guided_residual_dropout`."""
         attention, self.attention = self.attention, None
+        if not torch.compiler.is_compiling():
+            self._attended = attention
         return guided_residual_dropout(
-            x, self.p, self.beta, self.p_max, self.prefix_tokens, attention=attention
-        )
+            x, self.p, self.beta, self.p_max, self.prefix_tokens,
+            exact=self.exact, attention=attention,
+        )  # fmt: skip
 
     def measured_rate(self, x: Tensor, y: Tensor) -> float:
         """The share of tokens that were dropped, among those that may be."""
-        x, y = (one.flatten(2).abs().amax(1, keepdim=True) for one in (x, y))
-        return super().measured_rate(x[..., self.prefix_tokens :], y[..., self.prefix_tokens :])
+        return super().measured_rate(self._free(x), self._free(y))
+
+    def attention_dropped(self, x: Tensor, y: Tensor) -> float:
+        """The share of the attention that the dropped tokens got, of that of all that may be."""
+        attention = self._attended
+        if attention is None or attention.shape != (x.shape[0], x[0, 0].numel()):
+            attention = _activity(x)
+        dropped = (self._free(x) != 0) & (self._free(y) == 0)
+        return attention_share(attention[:, self.prefix_tokens :], dropped)
+
+    def _free(self, x: Tensor) -> Tensor:
+        """The largest |x| of each token that may be dropped."""
+        return x.flatten(2).abs().amax(1)[:, self.prefix_tokens :]

@@ -262,7 +262,7 @@ def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
     assert same(*grads)
 
 
-@pytest.mark.parametrize("beta", [-1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beta", [-1.0, 0.0, 2.0])
 @pytest.mark.parametrize("name", ["UNETR", "SwinUNETR"])
 def test_guided_rates_are_p_at_any_beta(name: str, beta: float) -> None:
     case = TRANSFORMERS[name]
@@ -274,6 +274,11 @@ def test_guided_rates_are_p_at_any_beta(name: str, beta: float) -> None:
     rates = [one.measured_rate for one in report if one.map_size[-1] > 6]
     if rates:
         assert sum(rates) / len(rates) == pytest.approx(0.2, abs=0.015)
+    lost = [one.attention_dropped for one in report]
+    mean = sum(lost) / len(lost)
+    assert mean == pytest.approx(0.2, abs=0.015) if beta == 0 else (mean > 0.2) == (beta > 0)
+    assert "measured rate  attention dropped  module" in str(report)
+    assert all("attention_dropped" in one for one in report.as_dicts())
 
 
 def test_tokens_that_fill_windows_up_are_never_dropped_and_have_no_share() -> None:

@@ -177,7 +177,7 @@ def test_no_running_sum_that_deterministic_mode_refuses_on_cuda(rule: Any, faith
 @pytest.mark.parametrize("units", [0, 1, 2, 3, 64, 1000])
 def test_the_running_sum_is_that_of_torch(units: int) -> None:
     values = torch.rand(3, units)
-    torch.testing.assert_close(drop_rates._running_sum(values), values.cumsum(1))
+    torch.testing.assert_close(drop_rates.running_sum(values), values.cumsum(1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

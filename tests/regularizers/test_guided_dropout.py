@@ -15,6 +15,7 @@ from medseg_reg.regularizers import (
     guided_residual_dropout,
     received_attention,
 )
+from medseg_reg.regularizers.coins import drop_exactly
 from tests.reference import guided_dropout as reference
 from tests.regularizers.contract import RegularizerContract
 
@@ -68,6 +69,10 @@ class TestGuidedResidualDropout(RegularizerContract):
 
 class TestResidualsOfLittleAttention(TestGuidedResidualDropout):
     parameters: ClassVar[dict[str, Any]] = {"beta": -1.0, "p_max": 0.9}
+
+
+class TestExactlyManyResiduals(TestGuidedResidualDropout):
+    parameters: ClassVar[dict[str, Any]] = {"exact": True}
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -213,6 +218,96 @@ def test_what_is_added_is_unbiased(beta: float) -> None:
     # The largest factor is 2, so one standard error is at most 1 / sqrt(draws).
     torch.testing.assert_close(y.mean(0), torch.ones(1, 64), atol=5 / draws**0.5, rtol=0)
     assert y.max() <= 2.0
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_an_exact_number_of_residuals_is_as_unbiased(beta: float) -> None:
+    torch.manual_seed(0)
+    u, draws = peaked(1, 64), 8000
+    given = {"beta": beta, "exact": True, "attention": u.expand(draws, -1)}
+    y = guided_residual_dropout(torch.ones(draws, 1, 64), 0.2, **given)
+    torch.testing.assert_close(y.mean(0), torch.ones(1, 64), atol=5 / draws**0.5, rtol=0)
+    dropped = (y == 0).sum((1, 2))
+    assert sorted(set(dropped.tolist())) == [12, 13]  # of 12.8
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_an_exact_number_of_keys_is_hidden_in_every_sample(beta: float) -> None:
+    x, layer = attention(50, 2, 52), GuidedKeyDropout(0.25, beta, prefix_tokens=4, exact=True)
+    y = layer(x)
+    hidden = (y == 0).float().mean((1, 2)) > 0.5
+    assert (hidden.sum(1) == 12).all()
+    assert not hidden[:, :4].any()
+    assert layer.measured_rate(x, y) == pytest.approx(0.25, abs=0.003)
+
+
+def test_the_tokens_of_an_exact_number_are_not_counted_among_the_padding() -> None:
+    padding = torch.zeros(30, 20, dtype=torch.bool)
+    padding[:10, 10:] = True
+    layer = GuidedKeyDropout(0.3, exact=True)
+    layer.padding = padding
+    hidden = (layer(attention(30, 2, 20)) == 0).float().mean((1, 2)) > 0.5
+    assert hidden.sum(1).tolist() == [3] * 10 + [6] * 20
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_attention_dropped_is_the_rates_weighted_by_attention(beta: float, exact: bool) -> None:
+    x = attention(300, 2, 49)
+    u = received_attention(x)
+    wanted = float((guided_rates(u, 0.2, beta) * u).mean())
+    layer = GuidedKeyDropout(0.2, beta, exact=exact)
+    y = layer(x)
+    off = ~torch.eye(49, dtype=torch.bool)
+    lost = float((x * (y == 0))[..., off].sum() / x[..., off].sum())
+    assert layer.attention_dropped(x, y) == pytest.approx(lost, abs=1e-5)
+    assert lost == pytest.approx(wanted, abs=0.03)
+    residual = GuidedResidualDropout(0.2, beta, exact=exact)
+    added = torch.ones(300, 3, 49)
+    residual.attention = u
+    y = residual(added)
+    lost = float((u * (y[:, 0] == 0)).sum() / u.sum())
+    assert residual.attention_dropped(added, y) == pytest.approx(lost, abs=1e-5)
+    assert lost == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_attention_dropped_leaves_the_prefix_and_the_padding_out() -> None:
+    x = torch.zeros(1, 1, 6, 6)
+    x[..., 0], x[..., 5], x[..., 1:5] = 0.6, 0.2, 0.05
+    layer = GuidedKeyDropout(0.5, beta=0.0, prefix_tokens=1, exact=True)
+    layer.padding = torch.tensor([[False] * 5 + [True]])
+    # Each of four keys is seen by five others; two of the keys are hidden.
+    assert layer.attention_dropped(x, layer(x)) == pytest.approx(0.5)
+    residual = GuidedResidualDropout(0.5, beta=0.0, prefix_tokens=2, exact=True)
+    residual.attention = torch.tensor([[5.0, 5.0, 1.0, 1.0, 1.0, 1.0]])
+    added = torch.ones(1, 2, 6)
+    assert residual.attention_dropped(added, residual(added)) == pytest.approx(0.5)
+
+
+def test_of_a_map_alone_the_activity_dropped_is_told() -> None:
+    torch.manual_seed(0)
+    x, layer = torch.rand(50, 3, 6, 6), GuidedResidualDropout(0.3)
+    y = layer(x)
+    assert layer.attention_dropped(x, y) == pytest.approx(float((x * (y == 0)).sum() / x.sum()))
+    assert layer.attention_dropped(0 * x, 0 * x) == 0.0
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_gumbel_noise_would_drop_nearly_the_same_attention_but_knows_no_highest_rate(
+    beta: float,
+) -> None:
+    torch.manual_seed(0)
+    u = (1.65 * torch.randn(1, 196)).exp().expand(4000, -1)
+    u = u / u.mean(1, keepdim=True)
+    noise = -torch.empty(4000, 196).exponential_().log()
+    ranks = (beta * u.log() + noise).argsort(1, descending=True).argsort(1)
+    gumbel = (ranks < 39).float()
+    ours = drop_exactly(guided_rates(u, 39 / 196, beta, 0.9), 39 / 196).float()
+    assert (ours.sum(1) == 39).all()
+    mass = [float((dropped * u).mean()) for dropped in (ours, gumbel)]
+    assert mass[0] == pytest.approx(mass[1], abs=0.06)
+    assert ours.mean(0).max() < 0.93  # 0.9, and five standard errors
+    assert (gumbel.mean(0).max() > 0.97) == (beta != 0)
 
 
 def test_alone_the_activity_of_the_map_is_its_attention() -> None:

@@ -73,12 +73,14 @@ def placements(source: Source) -> Table | None:
             )
     if not rows:
         return None
+    guided = any("attention_dropped" in row for row in rows)
     columns = {
         **WHERE,
         "place": ("place", words),
         "regularizer": ("layer", words),
         "p": ("rate asked for", score),
         "measured_rate": ("rate measured", score),
+        **({"attention_dropped": ("attention dropped", score)} if guided else {}),
         "map_size": ("map", words),
         "path": ("module", words),
     }
