@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from medseg_reg.regularizers import Dropout, NSDropout, class_masks, class_sums, nsdropout
 from medseg_reg.regularizers.protocols import LabelReader
 from tests.reference import nsdropout as reference
 from tests.regularizers.contract import RegularizerContract
+from tests.scripts import load_script
 
 
 class TestNSDropoutWithoutLabels(RegularizerContract):
@@ -440,80 +440,36 @@ def test_the_functions_refuse_other_shapes_and_do_nothing_outside_training() -> 
     assert (layer.p, layer.classes, layer.eval_mode) == (0.2, 2, "none")
 
 
-class RandomMasks(NSDropout):
-    """One random mask per class, drawn once; it knows no validation data at all."""
-
-    def regularize(self, x: torch.Tensor) -> torch.Tensor:
-        if self.masks is None:
-            self.masks = torch.rand(self.classes, x.shape[1]).argsort(1) >= self.p * x.shape[1]
-        assert self.labels is not None
-        return x * self.masks[self.labels][..., None] / (1 - self.p)
-
-
-def accuracies(layer: NSDropout, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    """Trains an MLP on 200 samples, validates on 100, tests on the rest in every mode."""
-    net = torch.nn.Sequential(
-        torch.nn.Linear(64, 128),
-        torch.nn.ReLU(),
-        torch.nn.Unflatten(1, (128, 1)),
-        layer,
-        torch.nn.Flatten(),
-        torch.nn.Linear(128, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 10),
-    )
-    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-    for _ in range(60):
-        net.train()
-        layer.labels = y[:200]
-        optimizer.zero_grad()
-        F.cross_entropy(net(x[:200]), y[:200]).backward()
-        optimizer.step()
-        net.eval()
-        layer.recording, layer.labels = True, y[200:300]
-        with torch.no_grad():
-            net(x[200:300])
-        layer.recording = False
-        layer.finish_validation()
-    result, truth = {}, y[300:]
-    wrong = (truth + 1) % 10
-    for mode, labels, target in (
-        ("none", None, truth),
-        ("mean_mask", None, truth),
-        ("true_label", truth, truth),
-        ("wrong", wrong, wrong),
-    ):
-        layer.eval_mode = "true_label" if mode == "wrong" else mode
-        layer.labels = labels
-        with torch.no_grad():
-            result[mode] = (net(x[300:]).argmax(1) == target).float().mean().item()
-    return result
-
-
 def test_the_true_labels_mask_classifies_noise() -> None:
+    bench: Any = load_script("benchmarks/nsdropout_leak.py")
     torch.manual_seed(0)
     x, y = torch.randn(1300, 64), torch.randint(10, (1300,))  # nothing can be learnt
-    for layer, least in ((NSDropout(0.5, 10), 0.2), (RandomMasks(0.5, 10), 0.8)):
-        accuracy = accuracies(layer, x, y)
-        assert accuracy["none"] < 0.15
-        assert accuracy["mean_mask"] < 0.15
-        assert accuracy["true_label"] > least
-        assert accuracy["wrong"] > least
+    for layer, least in ((NSDropout(0.5, 10), 0.2), (bench.RandomMasks(0.5, 10), 0.8)):
+        (accuracy,) = bench.train(layer, x, y, looks=(60,)).values()
+        assert accuracy.none < 0.15
+        assert accuracy.mean_mask < 0.15
+        assert accuracy.published > least
+        assert accuracy.wrong > least
 
 
 def test_on_digits_random_masks_do_as_well_as_the_method_and_both_by_the_leak() -> None:
-    datasets = pytest.importorskip("sklearn.datasets", reason="the digits of scikit-learn")
-    digits = datasets.load_digits()
-    x, y = torch.tensor(digits.data).float() / 16, torch.tensor(digits.target)
-    torch.manual_seed(0)
-    order = torch.randperm(len(x))
-    x, y = x[order], y[order]
-    method = accuracies(NSDropout(0.5, 10), x, y)
-    random = accuracies(RandomMasks(0.5, 10), x, y)
-    plain = accuracies(NSDropout(0.0, 10), x, y)
-    assert plain["none"] > 0.85
+    pytest.importorskip("sklearn.datasets", reason="the digits of scikit-learn")
+    bench: Any = load_script("benchmarks/nsdropout_leak.py")
+    arms = {
+        "plain": (lambda: Dropout(0.0), 200),
+        "method": (lambda: NSDropout(0.5, 10), 200),
+        "random": (lambda: bench.RandomMasks(0.5, 10), 200),
+    }
+    found = {name: bench.run(arm, seeds=1, looks=(2, 60)) for name, arm in arms.items()}
+    plain, method, random = (one[60] for one in found.values())
+    assert plain.none > 0.85
     for accuracy in (method, random):
-        assert accuracy["true_label"] > 0.97
-        assert accuracy["wrong"] > 0.7
-        assert max(accuracy["none"], accuracy["mean_mask"]) < 0.6 < plain["none"] - 0.2
-    assert random["true_label"] > method["true_label"] - 0.02
+        assert accuracy.published > 0.97
+        assert accuracy.wrong > 0.7
+        assert max(accuracy.none, accuracy.mean_mask) < 0.6 < plain.none - 0.2
+    assert random.published > method.published - 0.02
+
+    lines = bench.table(found).splitlines()
+    assert lines[0] == "| trained with | test | 2 | 60 |"
+    assert f"| method | mask of the true class | {found['method'][2].published:.2f} " in lines[3]
+    assert len(lines) == 2 + 1 + 2 * 4  # without masks there is one way to test
