@@ -44,7 +44,7 @@ from medseg_reg.engine.distillation import (
 from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import SCORES, MetricsTable
 from medseg_reg.engine.module import SegmentationModule
-from medseg_reg.engine.network import build_run_network, load_run_pretrained
+from medseg_reg.engine.network import build_run_network, load_run_pretrained, own_rates_note
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.regularization import RegularizationControl
@@ -113,7 +113,7 @@ def fit(config: Config) -> RunDirectory:
     control = RegularizationControl(network, entries, config.seed, config.data.ignore_label)
     own = [control, *_stopping(config)]
     with nothing_left_behind(run, fresh):
-        trainer = train(run, config, module, data, own, _notes(loss, size))
+        trainer = train(run, config, module, data, own, [*_notes(config, network, loss, size)])
         if trainer.is_global_zero:
             _keep_weights(run, config, module)
         trainer.strategy.barrier()
@@ -317,10 +317,14 @@ def _loss(config: Config, classes: int) -> MixedLoss:
     return MixedLoss(**error.arguments, ignore=config.data.ignore_label)
 
 
-def _notes(loss: MixedLoss, size: Sequence[int]) -> list[str]:
-    """Return what is to be told of a training on images of a size."""
-    note = ms_ssim_note(size) if "ms_ssim" in loss.weights else ""
-    return [f"regularization.error.ms_ssim: {note}"] if note else []
+def _notes(
+    config: Config, network: Network, loss: MixedLoss, size: Sequence[int]
+) -> Iterator[str]:
+    """Give what is to be told of a training on images of a size."""
+    if note := own_rates_note(config.network, network):
+        yield note
+    if "ms_ssim" in loss.weights and (note := ms_ssim_note(size)):
+        yield f"regularization.error.ms_ssim: {note}"
 
 
 def seed_everything(seed: int) -> None:

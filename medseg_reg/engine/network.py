@@ -16,6 +16,7 @@ from medseg_reg.engine.rates import PlacedEntry, apply_depth_ramp
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import Placement, insert, place
+from medseg_reg.insertion.kinds import own_drop_paths
 from medseg_reg.insertion.slots import has_own_slots
 from medseg_reg.networks.build import Network, build_network, check_input_size, usual_size
 from medseg_reg.networks.pretrained import PretrainedReport, load_pretrained
@@ -61,6 +62,21 @@ def build_plain_network(spec: NetworkSpec, facts: DataFacts) -> Network:
         tree_depth=spec.tree_depth,
         **arguments,
     )
+
+
+def own_rates_note(spec: NetworkSpec, network: Network) -> str:
+    """Say where a network drops branches though its configuration does not ask for it.
+
+    The part of a study without regularization has that rate too. Empty if there is none, or if the
+    configuration names a rate.
+    """
+    said = own_drop_paths(network)
+    given = spec.arguments if isinstance(spec, ForeignSpec) else {}
+    if not said or any("path_rate" in key for key in given):
+        return ""
+    if str(given.get("encoder_name", "")).startswith("tu-"):
+        return f"network: {said}. Set network.drop_path_rate; 0.0 is none."
+    return f"network: {said}. It has no argument for that."
 
 
 def _placed(network: Network, layer: LayerSpec, size: Sequence[int]) -> Sequence[Placement]:

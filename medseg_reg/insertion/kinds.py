@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, padding, pooling
 
+from medseg_reg.regularizers import Regularizer
+
 CONV, LINEAR, NORM, NORM_ACT, ACT, DROPOUT = "conv", "linear", "norm", "norm_act", "act", "dropout"
 POOL, UP, PAD, CROP, IDENTITY, POINTWISE = "pool", "up", "pad", "crop", "identity", "pointwise"
 CAT, ADD, MUL, REDUCE, LAYOUT, OTHER = "cat", "add", "mul", "reduce", "layout", "other"
@@ -86,11 +88,29 @@ def own_drop_path(module: nn.Module | None) -> str:
     Timm, MONAI and segmentation-models-pytorch call the layer DropPath, torchvision
     StochasticDepth.
     """
-    name = type(module).__name__
-    rate = {"DropPath": "drop_prob", "StochasticDepth": "p"}.get(name, "")
-    if not getattr(module, rate, 0.0):
+    if module is None or not _path_rate(module):
         return ""
+    name = type(module).__name__
     return f"the network drops these branches by a {name} of its own; both rates act"
+
+
+def own_drop_paths(network: nn.Module) -> str:
+    """Say how a network drops residual branches itself, wherever; empty if it does not."""
+    found = [module for module in network.modules() if _path_rate(module)]
+    if not found:
+        return ""
+    name, most = type(found[0]).__name__, max(map(_path_rate, found))
+    return (
+        f"it drops residual branches by itself in training ({len(found)} {name} at rates up to "
+        f"{most:.3g}), whatever regularization has"
+    )
+
+
+def _path_rate(module: nn.Module) -> float:
+    """Return the rate of a layer of another package that drops branches; 0 for any other."""
+    name = {"DropPath": "drop_prob", "StochasticDepth": "p"}.get(type(module).__name__, "")
+    other = not isinstance(module, Regularizer)
+    return float(getattr(module, name, None) or 0.0) if other else 0.0
 
 
 def function_name(function: Callable[..., Any]) -> str:

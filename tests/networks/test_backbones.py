@@ -13,13 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medseg_reg.config_network import ForeignSpec
 from medseg_reg.config_regularization import DepthRampSpec
+from medseg_reg.engine.network import own_rates_note
 from medseg_reg.engine.rates import apply_depth_ramp
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import insert
+from medseg_reg.insertion.kinds import own_drop_paths
 from medseg_reg.networks.build import build_network
 from medseg_reg.networks.foreign_check import check_foreign
 from medseg_reg.networks.pretrained import load_pretrained
+from medseg_reg.regularizers import DropPath
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("segmentation_models_pytorch")
@@ -69,6 +73,37 @@ def test_some_drop_paths_without_being_asked_and_some_do_not() -> None:
     assert own_rates(network("smp.UPerNet", **swin, drop_path_rate=0.0)) == []
     mit = network("smp.Segformer", encoder_name="mit_b0", decoder_segmentation_channels=8)
     assert own_rates(mit) == evenly(0.1, 8)
+
+
+def told(name: str, **arguments: Any) -> str:
+    spec = ForeignSpec.model_construct(name=name, **arguments)  # what checks it is tested elsewhere
+    return own_rates_note(spec, network(name, **arguments))
+
+
+def test_a_training_tells_of_a_rate_that_nobody_asked_for() -> None:
+    mit = {"encoder_name": "mit_b0", "decoder_segmentation_channels": 8}
+    assert told("smp.Segformer", **mit) == (
+        "network: it drops residual branches by itself in training (7 DropPath at rates up to 0.1)"
+        ", whatever regularization has. It has no argument for that."
+    )
+    swin = {**SWIN, "img_size": 64, "window_size": 2}
+    assert told("smp.UPerNet", **swin).endswith(
+        "(8 DropPath at rates up to 0.1), whatever regularization has. "
+        "Set network.drop_path_rate; 0.0 is none."
+    )
+    assert told("smp.UPerNet", **swin, drop_path_rate=0.2) == ""
+    assert told("smp.UPerNet", **CONVNEXT) == ""
+    ours = nn.Sequential(DropPath(0.1))
+    assert own_drop_paths(ours) == ""
+
+
+def test_the_rate_of_mit_can_be_set_in_python_and_by_no_argument() -> None:
+    mit = {"encoder_name": "mit_b0", "decoder_segmentation_channels": 8}
+    with pytest.raises(ValueError, match=r"'drop_path_rate'.*The encoder mit_b0 has no arguments"):
+        check_foreign("smp.Segformer", {**mit, "drop_path_rate": 0.0})
+    built = network("smp.Segformer", **mit)
+    built.network.encoder.reset_drop_path(0.0)
+    assert own_drop_paths(built) == ""
 
 
 def test_a_shallower_encoder_keeps_the_rates_of_the_whole_one() -> None:
