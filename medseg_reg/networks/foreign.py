@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medseg_reg.networks.padding import crop, pad_to_multiple
+from medseg_reg.networks.padding import crop, needs_two_pixels, pad_to_multiple
 
 Arguments = Mapping[str, Any]
 
@@ -114,6 +114,7 @@ class ForeignNetwork(nn.Module):
         self.size = tuple(size or [-(-256 // factor) * factor] * 2)
         self.input = nn.Identity()  # where a layer on the image is hung
         self.network = network
+        self.two_at_least = size is None and needs_two_pixels(network)
         # MONAI's DynUNet leaves the logits of its levels behind in a list, and what it began with.
         heads = getattr(network, "heads", None)
         self._heads = (heads, list(heads)) if isinstance(heads, list) else None
@@ -121,7 +122,8 @@ class ForeignNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Map images (B, C, H, W) to logits (B, K, H, W)."""
         size = x.shape[2:]
-        logits: Tensor = self.network(pad_to_multiple(self.input(x), self.factor))
+        padded = pad_to_multiple(self.input(x), self.factor, self.two_at_least)
+        logits: Tensor = self.network(padded)
         if self._heads is not None:  # else a copy of the network after a step is refused by torch
             self._heads[0][:] = self._heads[1]
         if logits.ndim == x.ndim + 1:  # MONAI's deep supervision: all levels in one tensor

@@ -15,7 +15,7 @@ from torch import nn
 
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.networks.blocks import ConvBlock, UpBlock
-from medseg_reg.networks.padding import crop, pad_to_multiple
+from medseg_reg.networks.padding import crop, needs_two_pixels, pad_to_multiple
 
 
 class UNet(nn.Module):
@@ -24,7 +24,8 @@ class UNet(nn.Module):
     Places: `input`; `encoder.<i>`, `bottleneck` and `decoder.<i>`, each with `between_convs`,
     `after_norm` and `after_block`; `skip.<i>`; `head` (before the last convolution). Level 0 has
     the full resolution. Unlike the paper, convolutions keep the size, normalization follows each
-    of them, and inputs whose size is not divisible are padded inside and the output cropped.
+    of them, and inputs whose size is not divisible are padded inside and the output cropped (see
+    `pad_to_multiple`; with instance normalization so far that two pixels are left at the bottom).
 
     Args:
         spatial_dims: 2 or 3.
@@ -81,11 +82,12 @@ class UNet(nn.Module):
         )
         self.head = Slot()
         self.classify = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, 1)
+        self.two_at_least = needs_two_pixels(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
         size = x.shape[2:]
-        x = self.input(pad_to_multiple(x, self.factor))
+        x = self.input(pad_to_multiple(x, self.factor, self.two_at_least))
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(x)

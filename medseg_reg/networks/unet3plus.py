@@ -17,7 +17,7 @@ from torch.nn import functional
 from medseg_reg.insertion.slots import Slot
 from medseg_reg.networks.blocks import ConvBlock, conv_norm_act, convolution, normalization
 from medseg_reg.networks.guided import ClassPresence, GuidedLogits, guide
-from medseg_reg.networks.padding import crop, pad_to_multiple
+from medseg_reg.networks.padding import crop, needs_two_pixels, pad_to_multiple
 
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
@@ -191,11 +191,13 @@ class UNet3Plus(nn.Module):
         self.presence: ClassPresence | None = None
         if classification_guided:
             self.presence = ClassPresence(spatial_dims, channels[-1], max(1, out_channels - 1))
+        self.two_at_least = needs_two_pixels(self)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor] | GuidedLogits:
         """Map images (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
         size = x.shape[2:]
-        maps = self._encode(self.input(pad_to_multiple(x, self.factor)))
+        padded = pad_to_multiple(x, self.factor, self.two_at_least)
+        maps = self._encode(self.input(padded))
         deepest = maps[-1]
         for level in reversed(range(len(self.decoder))):
             node = self.decoder[level]

@@ -56,6 +56,20 @@ class OwnContract(NetworkContract):
     def test_any_size_of_volume_gives_logits_of_that_size(self) -> None:
         self.check_sizes(3, ((1, 1, 1), (5, 9, 4)))
 
+    def test_maps_that_are_normalized_by_themselves_may_be_of_any_size_too(self) -> None:
+        network = self.make(norm="instance")
+        for size in ((1, 1), (4, 3), (4, 5), (1, 8)):
+            x = self.image(2, 1, *size)
+            assert tensors(network.train()(x))[0].shape == (2, 2, *size)
+            whole = nn.functional.pad(x, (0, 8 - size[1], 0, 8 - size[0]), mode="replicate")
+            found = network.eval()(x)
+            assert found.isfinite().all()
+            if max(size) <= self.factor:
+                # One pixel would be left at the bottom, so such images become two multiples large.
+                assert torch.equal(found, network(whole)[..., : size[0], : size[1]])
+        volume = self.image(1, 1, 1, 4, 2)
+        assert self.make(3, norm="instance").eval()(volume).shape[2:] == (1, 4, 2)
+
     def test_eval_of_the_3d_form_is_the_same_with_and_without_regularizers(self) -> None:
         self.check_eval(3, VOLUME)
 

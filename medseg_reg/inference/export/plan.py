@@ -54,9 +54,9 @@ class Plan:
 def smallest_of(network: Network, channels: int, form: Format) -> int:
     """Return how many rows and columns an export for any size takes at least.
 
-    Ours take one pixel, unless they normalize over the pixels of each map. But a program of torch
-    that was made with larger maps refuses maps of one pixel. ONNX and TorchScript refuse nothing,
-    so what they give there is compared for ours, and is not promised for other networks.
+    Ours take one pixel. But a program of torch that was made with larger maps refuses maps of one
+    pixel. ONNX and TorchScript refuse nothing, so what they give there is compared for ours, and is
+    not promised for other networks.
     """
     anything = form != "pt2" and not isinstance(network, ForeignNetwork)
     return 1 if anything and _runs(network, (1, channels, 1, 1)) else network.factor + 1

@@ -30,7 +30,8 @@ def script_of(network: Network, plan: Plan) -> torch.jit.ScriptModule:
     with without_warnings(), torch.no_grad():
         traced = torch.jit.trace(network, images(shape, 0), check_trace=False)
         if plan.dynamic:
-            return torch.jit.script(AnySize(traced, network.factor).eval())
+            whole = AnySize(traced, network.factor, network.two_at_least)
+            return torch.jit.script(whole.eval())
         return torch.jit.script(OneSize(traced, *shape[2:]).eval())
 
 

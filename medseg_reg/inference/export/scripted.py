@@ -19,17 +19,21 @@ class AnySize(nn.Module):
     Args:
         network: maps (B, C, H, W) to (B, K, H, W), for H and W that are multiples of `factor`.
         factor: the number.
+        two_at_least: see `medseg_reg.networks.padding.pad_to_multiple`.
     """
 
-    def __init__(self, network: nn.Module, factor: int) -> None:
+    def __init__(self, network: nn.Module, factor: int, two_at_least: bool = False) -> None:
         super().__init__()
         self.network = network
         self.factor = factor
+        self.two_at_least = two_at_least
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, K, H, W)."""
         rows, columns = x.shape[2], x.shape[3]
         pads = [0, -columns % self.factor, 0, -rows % self.factor]
+        if self.two_at_least and rows <= self.factor and columns <= self.factor:
+            pads = [0, 2 * self.factor - columns, 0, 2 * self.factor - rows]
         logits: Tensor = self.network(functional.pad(x, pads, mode="replicate"))
         return logits[:, :, :rows, :columns]
 
