@@ -317,9 +317,7 @@ def _loss(config: Config, classes: int) -> MixedLoss:
     return MixedLoss(**error.arguments, ignore=config.data.ignore_label)
 
 
-def _notes(
-    config: Config, network: Network, loss: MixedLoss, size: Sequence[int]
-) -> Iterator[str]:
+def _notes(config: Config, network: Network, loss: MixedLoss, size: Sequence[int]) -> Iterator[str]:
     """Give what is to be told of a training on images of a size."""
     if note := own_rates_note(config.network, network):
         yield note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -18,14 +19,16 @@ from medseg_reg.regularizers import HeuristicDropout, Regularizer
 # names, so that none of the three is imported for it.
 _FOREIGN = {"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"}
 _RATES = ("drop_prob", "p", "dropout")
+_EFFICIENT_NET = "EfficientNetEncoder"
 
 
 def stochastic_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that draw by chance while training, by their paths.
 
     These are our regularizers whose instances are `stochastic`, every kind of torch's dropout,
-    drop path, stochastic depth and DropBlock of timm, torchvision and MONAI, and torch's attention
-    with dropout, each with a rate above zero.
+    drop path, stochastic depth and DropBlock of timm, torchvision and MONAI, torch's attention with
+    dropout, and the blocks of segmentation-models-pytorch's EfficientNet, which drop their paths
+    without a layer for it; each with a rate above zero.
 
     >>> from medseg_reg.regularizers import HeuristicDropout, SpatialDropout
     >>> list(stochastic_layers(nn.Sequential(SpatialDropout(0.1), HeuristicDropout(0.1))))
@@ -35,11 +38,22 @@ def stochastic_layers(network: nn.Module) -> dict[str, nn.Module]:
     # network; it would take whole classes away, and is no layer that anyone asked for.
     heads = [part for part in network.modules() if isinstance(part, ClassPresence)]
     left_out = {id(layer) for head in heads for layer in head.modules()}
+    encoders = [one for one in network.modules() if type(one).__name__ == _EFFICIENT_NET]
+    # What is left of the classifier that the encoder was; it is never called.
+    left_out |= {id(one._dropout) for one in encoders}
+    blocks = {id(block) for one in encoders for block in _drop_connecting(one)}
     return {
         path: layer
         for path, layer in network.named_modules()
-        if _draws(layer) and id(layer) not in left_out
+        if (_draws(layer) or id(layer) in blocks) and id(layer) not in left_out
     }
+
+
+def _drop_connecting(encoder: Any) -> list[nn.Module]:
+    """Return the blocks that drop their path; each is told its rate, which rises from 0."""
+    if not encoder._drop_connect_rate > 0:
+        return []
+    return [block for block in encoder._blocks[1:] if block._has_drop_connect]
 
 
 def fixed_layers(network: nn.Module) -> dict[str, nn.Module]:

@@ -16,15 +16,18 @@ from medseg_reg.inference.stochastic import (
     sampling,
     stochastic_layers,
 )
-from medseg_reg.insertion import place
+from medseg_reg.insertion import insert, place
 from medseg_reg.insertion.running import seeded
 from medseg_reg.networks import UNet3Plus
+from medseg_reg.networks.build import build_network
 from medseg_reg.regularizers import (
     DropBlock,
     HeuristicDropout,
     NSDropout,
     Regularizer,
     SpatialDropout,
+    regularizer_class,
+    regularizer_names,
 )
 
 
@@ -179,6 +182,58 @@ def test_the_dropout_of_a_fused_attention_draws() -> None:
         assert not torch.equal(network(x), network(x))
     assert not attention.training
     assert torch.equal(network(x), network(x))
+
+
+def test_paths_that_an_encoder_drops_without_a_layer_are_drawn() -> None:
+    small = {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}
+    network = build_network(
+        in_channels=1, classes=2, head="softmax", name="smp.Unet",
+        encoder_name="efficientnet-b0", **small,
+    ).eval()  # fmt: skip
+    x, encoder = torch.rand(8, 1, 32, 32), network.network.encoder
+    # Rates of the first blocks are so small that draws would often be equal.
+    encoder._drop_connect_rate = 1.0
+    found = stochastic_layers(network)
+    assert {type(layer).__name__ for layer in found.values()} == {"MBConvBlock"}
+    with torch.no_grad():
+        expected = network(x)
+        with sampling(network):
+            draws = [network(x) for _ in range(6)]
+            assert any(not torch.equal(draws[0], one) for one in draws[1:])
+            norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+            assert not any(norm.training for norm in norms)
+        assert torch.equal(network(x), expected)
+    encoder._drop_connect_rate = 0.0
+    with pytest.raises(MedsegError, match="has no layer that draws by chance"):
+        require_stochastic(network, "run")
+
+
+UNETR = {"img_size": 32, "feature_size": 4, "hidden_size": 8, "mlp_dim": 8, "num_heads": 2}
+
+
+@pytest.mark.parametrize("name", regularizer_names())
+def test_every_regularizer_draws_in_a_network_or_says_that_it_does_not(name: str) -> None:
+    cls = regularizer_class(name)
+    own = {"channels": (4, 6, 8), "tree_depth": 2}
+    foreign = {"name": "monai.UNETR", "experts": {"experts": 2}, **UNETR}
+    maps = {"between_convs", "after_norm", "bottleneck", "input", "tree_gates"}
+    more = own if cls.default_places[0] in maps else foreign
+    torch.manual_seed(0)
+    network = build_network(in_channels=1, classes=2, head="softmax", **more)
+    x = torch.rand(2, 1, 32, 32)
+    layer = insert(network, name, cls.default_places[0], example=x[:1], p=0.5)
+    assert len(layer) > 0
+    network.eval()
+    if not cls.stochastic:
+        with pytest.raises(MedsegError, match=f"{cls.__name__}.* "):
+            require_stochastic(network, "run")
+        return
+    with torch.no_grad():
+        expected = network(x)
+        with sampling(network):
+            draws = [network(x) for _ in range(6)]
+        assert any(not torch.equal(draws[0], one) for one in draws[1:])
+        assert torch.equal(network(x), expected)
 
 
 def test_the_head_that_says_which_classes_are_there_is_no_regularizer() -> None:
