@@ -41,7 +41,10 @@ def main(arguments: Sequence[str]) -> None:
     from medseg_reg.data.store import SliceStore
     from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 
+    given = parsed.channels is not None or parsed.classes is not None
     if parsed.run is not None:
+        if given:
+            parser.error("a run knows its data: --channels and --classes belong to --config")
         if parsed.overrides:
             parser.error("a run has its configuration: overrides belong to --config")
         run = RunDirectory(parsed.run)
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     config = load_config(parsed.config, parsed.overrides)
     path, size = config.data.store, None
     if (path / "manifest.json").exists():
+        if given:
+            parser.error(f"{path} says what the data are: leave out --channels and --classes")
         store = SliceStore(path)
         row = store.manifest.cases[0]
         facts, size = DataFacts.of(store, row.channels), row.shape[1:3]

@@ -127,3 +127,14 @@ def test_the_command_works_without_data(tmp_path: Path, capsys: pytest.CaptureFi
     assert "none is not there: 1 channel(s), 4 classes." in said
     with pytest.raises(MedsegError, match="is not a run directory"):
         main(["--run", str(tmp_path / "run")])
+
+
+def test_channels_and_classes_are_refused_where_the_data_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "store")
+    config = write_config(tmp_path / "c.yaml", tiny_config(tmp_path / "store", tmp_path / "run"))
+    for source in (["--config", str(config)], ["--run", str(tmp_path / "run")]):
+        with pytest.raises(SystemExit):
+            main([*source, "--classes", "4"])
+        assert "--channels and --classes" in capsys.readouterr().err

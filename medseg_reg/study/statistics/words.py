@@ -91,7 +91,7 @@ def _finding(
     groups, seeds = counts
     differ = int(one["tested_groups"])
     size = _size(one, metric)
-    tested = f"Holm's p {one['p_holm']:.3g}"
+    tested = "Holm's p " + ("< 0.001" if one["p_holm"] < 0.001 else f"{one['p_holm']:.3f}")
     if not differ:
         return f"no difference is shown: none is there in any of {_count(groups, 'group')}; {size}"
     if least_p(differ) >= alpha:
