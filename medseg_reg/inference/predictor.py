@@ -18,6 +18,7 @@ from medseg_reg.inference.slices import Slices
 from medseg_reg.inference.stochastic import require_stochastic, sampling
 from medseg_reg.inference.uncertainty import Average
 from medseg_reg.insertion.running import seeded
+from medseg_reg.networks.build import Network, check_input_size
 from medseg_reg.regularizers.protocols import LabelReader
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -169,6 +170,23 @@ class Predictor:
                 votes.add(scores)
             yield start, votes.mean()
 
+    @contextmanager
+    def told(self, batch: Tensor) -> Iterator[None]:
+        """Say what is wrong where the network fails because of the size of its images.
+
+        Raises:
+            MedsegError: it takes none of this size.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError, ValueError):
+            if isinstance(self.network, Network):
+                size = self.passes.window or tuple(batch.shape[2:])
+                check_input_size(self.network, self.channels, size)
+            raise
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -192,7 +210,7 @@ class Case:
         """Yield class probabilities (B, K, H, W) of some slices, once for each draw."""
         one, batch = self.predictor, self.batch(start, stop)
         for draw in range(one.draws or 1):
-            with self._labels_shown(start, len(batch)), torch.inference_mode():
+            with self._labels_shown(start, len(batch)), one.told(batch), torch.inference_mode():
                 if not one.draws:
                     p = one.passes.probabilities(one.network, batch, one.batch_size)
                 else:

@@ -11,6 +11,7 @@ from medseg_reg.data.preprocessing import ImageSpec
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.passes import Passes, window_of
 from medseg_reg.inference.predictor import Predictor
+from medseg_reg.networks.build import build_network
 from medseg_reg.networks.unet import UNet
 
 
@@ -149,3 +150,16 @@ def test_windows_cover_what_a_crop_would_leave_out():
     windows = Predictor(network, spec, 1, device="cpu", passes=passes).labels(images, "a")
     assert cropped.sum() == 0
     np.testing.assert_array_equal(windows, images // 255)
+
+
+@pytest.mark.parametrize("window", [None, (48, 48)])
+def test_a_network_of_one_size_names_it_where_images_have_another(window):
+    pytest.importorskip("einops")
+    network = build_network(
+        in_channels=1, classes=2, head="softmax", name="monai.UNETR",
+        img_size=32, feature_size=4, hidden_size=12, mlp_dim=16, num_heads=3,
+    )  # fmt: skip
+    Predictor(network, ImageSpec(), 1).labels(np.zeros((1, 32, 32), np.uint8), "a")
+    predictor = Predictor(network, ImageSpec(), 1, passes=Passes(window=window))
+    with pytest.raises(MedsegError, match=r"48x48 is no size .* takes 32x32 alone"):
+        predictor.labels(np.zeros((1, 48, 48), np.uint8), "a")
