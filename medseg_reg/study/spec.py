@@ -14,6 +14,7 @@ from medseg_reg.config_file import explain, origins, read_yaml, with_overrides, 
 from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.idle_keys import require_no_idle_keys
+from medseg_reg.study.method_grid import expand_methods
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -186,7 +187,8 @@ class StudySpec(ManyRuns):
         datasets: by name.
         networks: by name, each with keys of the group `network`, laid over those of the data set;
             empty is the data set's own network.
-        methods: by name; one of them, `baseline`, has no regularizer.
+        methods: by name; one of them, `baseline`, has no regularizer. In a file, one with a `grid`
+            stands for several; see `expand_methods`.
         baseline: what the others are compared with.
         seeds: a list, or a number n for 0 ... n-1.
         folds: cross-validation with so many folds, instead of the data set's split, of which only
@@ -218,6 +220,25 @@ class StudySpec(ManyRuns):
     threads: Positive = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
     metrics: tuple[Metric, ...] = Field(METRICS, min_length=1)
     coadaptation: CoadaptationSpec | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _grids_are_written_out(cls, value: Any) -> Any:
+        return expand_methods(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_are_given_once(cls, content: Any) -> Any:
+        methods = content.get("methods") if isinstance(content, dict) else None
+        if isinstance(methods, dict) and content.get("equal_rates") is not None:
+            for name, method in methods.items():
+                grid = method.get("grid") if isinstance(method, dict) else None
+                if isinstance(grid, dict) and "p" in grid:
+                    raise ValueError(
+                        f"methods.{name}.grid.p would do nothing beside equal_rates, which sets p; "
+                        "leave one of them out"
+                    )
+        return content
 
     @model_validator(mode="after")
     def _there_is_a_baseline(self) -> StudySpec:

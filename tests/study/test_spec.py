@@ -42,6 +42,12 @@ def file(tmp_path: Path) -> Path:
         ("equal_rates=1", r"'equal_rates': input should be less than 1"),
         ("workers=yes", r"a switch is no number"),
         ("methods={none: [], 'a b': []}", r"a b"),
+        ("methods.x={grid: {p: [0.1]}}", r"x.grid: there is no layer in x.architecture"),
+        ("methods.x={architecture: [{name: dropout}], grid: {}}", r"x.grid: give lists"),
+        ("methods.x={architecture: [{name: dropout}], grid: {p: 0.1}}", r"x.grid.p: give a list"),
+        ("methods.x={architecture: [{name: dropout}], grid: {q: [1]}}", r"'q'"),
+        ("methods.x={architecture: [{name: dropout}], grid: {p: [.1, .1]}}", r"name 'x-p0.1'"),
+        ("methods.x={architecture: [{name: dropout, p: .2}], grid: {p: [.1]}}", r"'p' stands in"),
     ],
 )
 def test_a_mistake_is_told_with_its_key(file, override, message):
@@ -83,3 +89,27 @@ def test_the_methods_of_a_ready_study_differ_in_the_regularization_alone(path, m
     assert all(
         not cell.config.regularization.architecture for cell in cells if cell.spot.method == "none"
     )
+
+
+def test_a_grid_stands_for_a_method_for_each_combination(file):
+    grid = "{architecture: [{name: heuristic_dropout}], grid: {p: [0.1, 0.2], k: [1, 2.5]}}"
+    study = load_study(file, [f"methods.hd={grid}"])
+    found = {
+        name: (layer.parameters["p"], layer.parameters["k"])
+        for name, method in study.methods.items()
+        for layer in method.architecture
+        if name.startswith("hd")
+    }
+    assert found == {
+        "hd-p0.1-k1": (0.1, 1),
+        "hd-p0.1-k2.5": (0.1, 2.5),
+        "hd-p0.2-k1": (0.2, 1),
+        "hd-p0.2-k2.5": (0.2, 2.5),
+    }
+    assert all(cell.spot.method in study.methods for cell in expand(study))
+
+
+def test_a_grid_over_p_is_refused_beside_equal_rates(file):
+    grid = "{architecture: [{name: dropout}], grid: {p: [0.1, 0.2]}}"
+    with pytest.raises(MedsegError, match=r"methods.hd.grid.p would do nothing beside equal_rates"):
+        load_study(file, [f"methods.hd={grid}", "equal_rates=0.1"])
