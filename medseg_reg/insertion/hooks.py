@@ -169,7 +169,7 @@ class BlockHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         """Return the input, and what the layer leaves of what was added."""
-        layer = module.get_submodule(self.path)
+        layer: Any = module.get_submodule(self.path)
         if not (layer.training and layer.p > 0.0):
             self.view(layer, output)  # for those who watch
             return None
@@ -188,7 +188,7 @@ class PaddingHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note the padding."""
-        layer = module.get_submodule(self.path)
+        layer: Any = module.get_submodule(self.path)
         if layer.training and layer.p > 0.0:
             layer.padding = (args[0] == 0).all(-1)
 
@@ -206,7 +206,8 @@ class SampleCounter:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the size of the batch."""
         first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        module.get_submodule(self.path).samples = first.shape[0]
+        layer: Any = module.get_submodule(self.path)
+        layer.samples = first.shape[0]
 
 
 def hang(model: nn.Module, where: Place, layer: Regularizer) -> Placement:

@@ -166,7 +166,7 @@ def order_ends(block: nn.Module) -> None:
     for kind in ((CompleteHook, UnmergeHook), (AllTokens,)):
         for key, hook in list(block._forward_hooks.items()):
             if isinstance(hook, kind):
-                block._forward_hooks.move_to_end(key)
+                block._forward_hooks[key] = block._forward_hooks.pop(key)  # to the end
 
 
 def check_alone(model: nn.Module, where: Place, owner: str) -> None:
@@ -194,8 +194,9 @@ def hang_sequence(model: nn.Module, where: Place, layer: Regularizer) -> list[Re
     handles: list[RemovableHandle] = []
     if where.windows:
         grid = (where.map_size[1], where.map_size[2])
-        for found in where.windows if isinstance(layer, PatchDropout) else ():
-            handles += hang_windows(model, layer, found, grid)
+        if isinstance(layer, PatchDropout):
+            for found in where.windows:
+                handles += hang_windows(model, layer, found, grid)
         return handles
     for block in map(model.get_submodule, where.chain):
         if isinstance(layer, PatchDropout):

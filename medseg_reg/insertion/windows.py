@@ -130,7 +130,7 @@ class LinesLeave:
             return None
         whole = output.new_zeros(len(output), math.prod(self.enter.grid), output.shape[-1])
         whole = whole.index_copy(1, kept, output)
-        return whole if self.flat else whole.unflatten(1, self.enter.grid)
+        return whole if self.flat else torch.unflatten(whole, 1, self.enter.grid)
 
 
 @dataclass(eq=False)

@@ -145,6 +145,7 @@ def test_what_experts_ask_for_is_added_to_the_loss_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.slow
 def test_sparse_experts_are_exported(store: Path, tmp_path: Path) -> None:
     run = train_experts(store, tmp_path / "run")
     for form, name in (("pt2", "n.pt2"), ("onnx", "n.onnx"), ("torchscript", "n.ts")):

@@ -58,7 +58,7 @@ class Controller(nn.Module):
         The mean of the latter over sequences that the policy draws is the policy's entropy.
         """
         states = self._states(tokens[:, :-1])
-        log_p, entropy = 0.0, 0.0
+        log_p = entropy = states.new_zeros(len(tokens))
         for place, head in enumerate(self.heads):
             logs = head(states[:, place]).log_softmax(-1)
             log_p = log_p + logs.gather(1, tokens[:, place, None]).squeeze(1)
@@ -84,7 +84,8 @@ class Controller(nn.Module):
         future = torch.ones(read.shape[1], read.shape[1], dtype=torch.bool).triu(1)
         for block in self.blocks:
             states = block(states, src_mask=future)
-        return self.norm(states)
+        known: Tensor = self.norm(states)
+        return known
 
 
 def policy_loss(
@@ -156,7 +157,7 @@ class ControllerSampler:
         advantages = self._advantages(torch.tensor([r for _, r in known], dtype=torch.float64))
         log_p, entropy = self.controller(tokens)
         self._optimizer.zero_grad()
-        policy_loss(log_p, entropy, advantages, self.settings.entropy).backward()
+        policy_loss(log_p, entropy, advantages, self.settings.entropy).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
     def _advantages(self, rewards: Tensor) -> Tensor:

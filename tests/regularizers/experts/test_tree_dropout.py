@@ -158,6 +158,7 @@ def test_an_unknown_evaluation_gets_the_nearest() -> None:
 # The published experiment
 
 
+@pytest.mark.slow
 def test_dropout_keeps_a_deep_tree_from_overfitting_and_a_shallow_one_from_fitting() -> None:
     bench = load_script("benchmarks/tree_dropout.py")
     curves = {
