@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medseg_reg.networks.padding import crop, needs_two_pixels, pad_to_multiple
@@ -122,7 +123,10 @@ class ForeignNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Map images (B, C, H, W) to logits (B, K, H, W)."""
         size = x.shape[2:]
-        padded = pad_to_multiple(self.input(x), self.factor, self.two_at_least)
+        # Exports take images from more than the factor on. Without the second rule the symbolic
+        # expressions of their sizes are short, which decides how long an export takes.
+        two = self.two_at_least and not torch.compiler.is_exporting()
+        padded = pad_to_multiple(self.input(x), self.factor, two)
         logits: Tensor = self.network(padded)
         if self._heads is not None:  # else a copy of the network after a step is refused by torch
             self._heads[0][:] = self._heads[1]
