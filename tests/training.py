@@ -20,6 +20,18 @@ from safetensors.numpy import load_file
 from medseg_reg.errors import Interrupted, run_main
 
 
+def tiny_unetr(size: int) -> dict[str, Any]:
+    """Return the group `network` of MONAI's UNETR for images of a size, as small as it goes."""
+    return {
+        "name": "monai.UNETR",
+        "img_size": size,
+        "feature_size": 4,
+        "hidden_size": 12,
+        "mlp_dim": 16,
+        "num_heads": 3,
+    }
+
+
 def tiny_config(store: Path, run: Path, **changes: Any) -> dict[str, Any]:
     """Return the configuration of a training that takes about two seconds."""
     content: dict[str, Any] = {

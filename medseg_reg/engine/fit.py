@@ -69,15 +69,11 @@ def fit(config: Config) -> RunDirectory:
     run = RunDirectory(config.run_path)
     config = run.goes_on_with(config)
     store = SliceStore(config.data.store)
-    if run.finished:
-        run.prepare(config)
-        run.require_data(store)
+    if run.is_done(config, store):
         return run
     require_ignored(store, config.data.ignore_label)
     fresh = not run.path.exists()
-    splits = run.splits(store) or make_splits(store, config.data.split)
-    data = data_module(config, store, splits)
-    facts = DataFacts.of(store, data.channels)
+    splits, data, facts = data_of_run(run, config, store)
     distillation = load_teacher(config, facts, splits, store)
     seed_everything(config.seed)  # after the teacher, which draws numbers
     network, entries = build_run_network(config, facts)
@@ -163,6 +159,15 @@ def _mixing(config: Config, network: nn.Module, shape: Sequence[int]) -> MixToke
         return MixToken(spec.p, spec.alpha, finest_patch(network, shape, key))
     except MedsegError as error:
         raise MedsegError(f"{error} Or give {key}.patch, as 16.") from None
+
+
+def data_of_run(
+    run: RunDirectory, config: RunConfig, store: SliceStore
+) -> tuple[Splits, SliceDataModule, DataFacts]:
+    """Return the split, the loaders and the facts; a run that has begun keeps its split."""
+    splits = run.splits(store) or make_splits(store, config.data.split)
+    data = data_module(config, store, splits)
+    return splits, data, DataFacts.of(store, data.channels)
 
 
 def data_module(config: RunConfig, store: SliceStore, splits: Splits) -> SliceDataModule:

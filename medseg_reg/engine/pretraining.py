@@ -15,11 +15,10 @@ from medseg_reg.config import RunConfig
 from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
 from medseg_reg.data.dataset import SliceDataset
 from medseg_reg.data.ignored import require_ignored
-from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.checkpoint import save_tensors
 from medseg_reg.engine.fit import (
-    data_module,
+    data_of_run,
     nothing_left_behind,
     require_machine,
     seed_everything,
@@ -123,16 +122,12 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
     run = PretrainingDirectory(config.run_path)
     config = run.goes_on_with(config)
     store = SliceStore(config.data.store)
-    if run.finished:
-        run.prepare(config)
-        run.require_data(store)
+    if run.is_done(config, store):
         return run
     if config.data.ignore_label is not None:  # not needed here, but a wrong one is told
         require_ignored(store, config.data.ignore_label)
     fresh = not run.path.exists()
-    splits = run.splits(store) or make_splits(store, config.data.split)
-    data = data_module(config, store, splits)
-    facts = DataFacts.of(store, data.channels)
+    splits, data, facts = data_of_run(run, config, store)
     seed_everything(config.seed)
     example = data.train[0]["image"][None]
     begun = any(run.checkpoints.glob("*.ckpt"))

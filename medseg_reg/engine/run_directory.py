@@ -127,6 +127,17 @@ class RunDirectory:
         """Whether training is done."""
         return self.weights.exists()
 
+    def is_done(self, config: RunConfig, store: SliceStore) -> bool:
+        """Whether nothing is left to train.
+
+        Raises:
+            MedsegError: it is finished, but with other settings or other data.
+        """
+        if self.finished:
+            self.prepare(config)
+            self.require_data(store)
+        return self.finished
+
     def goes_on_with(self, config: SomeConfig) -> SomeConfig:
         """Return the configuration in which `auto` is what the run, where it has begun, has.
 

@@ -36,16 +36,9 @@ from medseg_reg.networks.masked_autoencoder import reconstruction_loss
 from medseg_reg.networks.pretrained import load_pretrained
 from medseg_reg.pretrain import main
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config, write_config
+from tests.training import same_weights, tiny_config, tiny_unetr, write_config
 
-NETWORK = {
-    "name": "monai.UNETR",
-    "img_size": 64,
-    "feature_size": 4,
-    "hidden_size": 12,
-    "mlp_dim": 16,
-    "num_heads": 3,
-}
+NETWORK = tiny_unetr(64)
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

@@ -18,16 +18,9 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks import TokenLabels
 from tests.stores import make_store
-from tests.training import interrupted_at, same_weights, tiny_config, trained
+from tests.training import interrupted_at, same_weights, tiny_config, tiny_unetr, trained
 
-NETWORK = {
-    "name": "monai.UNETR",
-    "img_size": 32,
-    "feature_size": 4,
-    "hidden_size": 12,
-    "mlp_dim": 16,
-    "num_heads": 3,
-}
+NETWORK = tiny_unetr(32)
 
 
 @pytest.fixture(scope="module")

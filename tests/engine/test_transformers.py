@@ -19,18 +19,11 @@ from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.networks import TokenSelection
 from tests.stores import make_store
-from tests.training import interrupted_at, same_weights, tiny_config
+from tests.training import interrupted_at, same_weights, tiny_config, tiny_unetr
 
 pytest.importorskip("einops")
 
-NETWORK = {
-    "name": "monai.UNETR",
-    "img_size": 32,
-    "feature_size": 4,
-    "hidden_size": 12,
-    "mlp_dim": 16,
-    "num_heads": 3,
-}
+NETWORK = tiny_unetr(32)
 LAYERS = [
     {"name": "drop_head", "p": 0.3, "schedule": {"name": "v_shape", "turn": 0.25}},
     {"name": "drop_key", "p": 0.2, "depth_ramp": {"first": 1.0, "last": 0.0}},
