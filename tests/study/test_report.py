@@ -130,7 +130,7 @@ def test_every_table_is_there_as_csv_and_as_latex(made_study: Path) -> None:
     folder = made_study / "tables"
     names = {path.stem for path in folder.iterdir()}
     assert {"methods_by_networks", "comparisons", "scores", "ranks", "runs", "splits"} <= names
-    assert {"channel_correlation", "train_val_gap"} <= names
+    assert {"coadaptation_loss", "channel_correlation", "train_val_gap"} <= names
     for name in names:
         text = (folder / f"{name}.tex").read_text("utf-8")
         assert r"\toprule" in text
@@ -144,7 +144,7 @@ def test_every_table_is_there_as_csv_and_as_latex(made_study: Path) -> None:
 def test_every_figure_is_there_as_svg_png_and_csv(made_study: Path, page: Page) -> None:
     every = list((made_study / "figures").iterdir())
     files = [path for path in every if not path.name.startswith("panel-")]
-    tests = ("coadaptation", "correlation", "gap")
+    tests = ("coadaptation", "coadaptation_loss", "correlation", "gap")
     for kind in ("differences", "patients", "seeds", "sweep", "curves", *tests):
         for dataset in ("phantom", "gone"):
             found = {p.suffix for p in files if p.name.startswith(f"{kind}-{dataset}-unet")}

@@ -1,4 +1,4 @@
-"""Correlated maps and gaps of methods are compared with the baseline's as far as is honest."""
+"""Losses without maps, correlated maps and gaps are compared with the baseline's, where honest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from scipy import stats
 
 from medseg_reg.study.report.figures import MEASURES, forest
-from medseg_reg.study.report.measured import compare_measures, correlations, gaps
+from medseg_reg.study.report.measured import compare_measures, correlations, gaps, losses
 from medseg_reg.study.report.source import Source
 from tests.study.made_study import METHODS, make_study, write_study
 
-CORRELATION, GAP = "channel_correlation", "train_val_gap"
+LOSS, CORRELATION, GAP = "coadaptation_loss", "channel_correlation", "train_val_gap"
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def rows_of(source: Source, metric: str) -> pd.DataFrame:
 
 def test_the_planted_differences_are_found_with_intervals(path):
     source = Source.read(path)
-    for metric, planted in ((CORRELATION, -0.2), (GAP, -0.06)):
+    for metric, planted in ((LOSS, -0.075), (CORRELATION, -0.2), (GAP, -0.06)):
         rows = rows_of(source, metric)
         assert rows.index.tolist() == list(METHODS)
         others = rows.drop(index="none")
@@ -38,6 +38,25 @@ def test_the_planted_differences_are_found_with_intervals(path):
         assert (others["difference"] < others["difference_high"]).all()
         assert (others["difference_high"] < 0).all()
     assert rows_of(source, CORRELATION)["groups"].unique().tolist() == [12]
+
+
+def test_a_loss_is_that_of_a_patient_from_no_map_to_most_over_the_draws(path):
+    table = pd.read_csv(path / "coadaptation.csv")
+    rows = rows_of(Source.read(path), LOSS)
+    for method, ours in table.groupby("method"):
+        means = ours.groupby(["seed", "group", "rate"])["dice"].mean()
+        lost = [means[s, g, 0.0] - means[s, g, 0.5] for s, g, r in means.index if r == 0.0]
+        assert rows.loc[method, "mean"] == pytest.approx(np.mean(lost))
+        assert (rows.loc[method, "groups"], rows.loc[method, "seeds"]) == (12, 3)
+
+
+def test_without_a_run_of_all_maps_no_loss_is_told(path):
+    table = pd.read_csv(path / "coadaptation.csv")
+    table[table["rate"] > 0].to_csv(path / "coadaptation.csv", index=False)
+    source = Source.read(path)
+    measured = compare_measures(source, resamples=100)
+    assert LOSS not in set(measured["metric"])
+    assert losses(source, measured, "95 %") is None
 
 
 def test_gaps_are_compared_over_trainings_alone_as_by_a_t_test(path):
@@ -91,12 +110,16 @@ def test_tables_and_captions_say_what_they_show(path):
     source = Source.read(path)
     measured = compare_measures(source, resamples=200)
     maps, gap = correlations(source, measured, "95 %"), gaps(source, measured, "95 %")
+    lost = losses(source, measured, "95 %")
+    assert "50% of them" in lost.note
+    assert "says nothing of the DICE with all maps" in lost.note
     assert "of the test part" in maps.note
     assert "the more the maps show the same" in maps.note
     assert "the higher, the more it over-fits" in gap.note
     assert gap.frame["train_dice"].to_numpy() == pytest.approx(0.85)
     assert "p_holm" not in gap.frame
-    for metric, words in ((CORRELATION, "no gain in DICE by itself"), (GAP, "over-fits more")):
+    no_gain = "no gain in DICE by itself"
+    for metric, words in ((LOSS, no_gain), (CORRELATION, no_gain), (GAP, "over-fits more")):
         rows = measured[measured["metric"] == metric]
         figure = forest(source, ("phantom", "unet"), rows, MEASURES[metric])
         assert words in figure.caption
@@ -105,9 +128,9 @@ def test_tables_and_captions_say_what_they_show(path):
 
 
 def test_without_the_tables_nothing_is_said(path):
-    for name in (CORRELATION, GAP):
+    for name in ("coadaptation", CORRELATION, GAP):
         (path / f"{name}.csv").unlink()
     source = Source.read(path)
     measured = compare_measures(source)
     assert measured.empty
-    assert correlations(source, measured, "95 %") is gaps(source, measured, "95 %") is None
+    assert all(one(source, measured, "95 %") is None for one in (losses, correlations, gaps))

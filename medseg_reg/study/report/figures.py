@@ -89,6 +89,14 @@ DIFFERENCES = Forest(
 )
 # Of the tests of co-adaptation, by their names in `compare_measures`.
 MEASURES = {
+    "coadaptation_loss": Forest(
+        "coadaptation_loss",
+        "lost DICE",
+        "left of 0 less is lost",
+        "in the DICE that is lost with the most feature maps set to zero, with its interval over "
+        "patients and seeds: left of 0 the maps depend less on each other, which is no gain in "
+        "DICE by itself.",
+    ),
     "channel_correlation": Forest(
         "correlation",
         "|r|",

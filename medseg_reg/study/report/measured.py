@@ -1,4 +1,4 @@
-"""Correlated feature maps, and gaps between training and validation: statistics and tables."""
+"""DICE lost without feature maps, their correlation, gaps of training and validation: tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medseg_reg.study.report.tables import WHERE, Table, count, from_frame, scor
 from medseg_reg.study.statistics import balanced, compare
 
 KEYS = ["dataset", "network", "method"]
-MEANT = {"channel_correlation": "|r|", "train_val_gap": "gap"}
+MEANT = {"coadaptation_loss": "DICE lost", "channel_correlation": "|r|", "train_val_gap": "gap"}
 Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
 TESTS = DIFFERENCES[DIFFERENCES.index("tested_groups") :]
 
@@ -22,7 +22,8 @@ TESTS = DIFFERENCES[DIFFERENCES.index("tested_groups") :]
 def compare_measures(source: Source, resamples: int = 10_000) -> pd.DataFrame:
     """Compare the co-adaptation of all methods with the baseline's, as `compare` does scores.
 
-    The correlation of feature maps is compared over patients and seeds. A gap between training and
+    The DICE that is lost without feature maps and the correlation of the maps are compared over
+    patients and seeds. A gap between training and
     validation is one number of a training, of which each part has its own patients, so gaps are
     compared over trainings alone, which take the place of patients there.
 
@@ -35,6 +36,24 @@ def compare_measures(source: Source, resamples: int = 10_000) -> pd.DataFrame:
             found.append(_compared(source, rows, metric, resamples).assign(metric=metric))
     # Empty tables hold the columns; their types must not decide those of the rest.
     return source.ordered(pd.concat(found[1:] or found, ignore_index=True))
+
+
+def losses(source: Source, measured: pd.DataFrame, confidence: str) -> Table | None:
+    """Return the DICE that every method loses where the most feature maps are set to zero."""
+    table = source.coadaptation.get("coadaptation")
+    frame = _of(measured, "coadaptation_loss")
+    if table is None or frame.empty:
+        return None
+    parts, most = " and ".join(dict.fromkeys(table["part"])), table["rate"].max()
+    note = (
+        f"DICE with all feature maps before the output layer minus DICE with {most:.0%} of them, "
+        f"drawn at random, set to zero: the mean over draws, for a patient of the {parts} part, "
+        "then over patients and seeds. The less is lost, the less do maps depend on each other; "
+        "it says nothing of the DICE with all maps. Intervals are over patients and seeds."
+    )
+    columns = {**WHERE, "seeds": ("seeds", count), "groups": ("patients", count)}
+    caption = "DICE lost without feature maps"
+    return _table("coadaptation_loss", caption, frame, columns, note, confidence)
 
 
 def correlations(source: Source, measured: pd.DataFrame, confidence: str) -> Table | None:
@@ -107,6 +126,9 @@ def _table(
 def _tidy(source: Source) -> dict[str, pd.DataFrame]:
     """Return the measures as `compare` reads scores."""
     found = {}
+    curves = source.coadaptation.get("coadaptation")
+    if curves is not None:
+        found["coadaptation_loss"] = _lost(curves)
     maps = source.coadaptation.get("channel_correlation")
     if maps is not None:
         found["channel_correlation"] = maps.rename(columns={"correlation": "value"})
@@ -117,6 +139,16 @@ def _tidy(source: Source) -> dict[str, pd.DataFrame]:
         metric: table.assign(metric=metric, case=table["group"], **{"class": ""})
         for metric, table in found.items()
     }
+
+
+def _lost(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the DICE of each run and patient at rate 0 minus that at its highest rate."""
+    keys = [*KEYS, "seed", "split", "group"]
+    dice = curves.groupby([*keys, "rate"], sort=False)["dice"].mean().unstack("rate")
+    most = dice.columns.max()
+    if dice.empty or 0.0 not in dice or most == 0:
+        return pd.DataFrame(columns=[*keys, "value"])
+    return (dice[0.0] - dice[most]).dropna().rename("value").reset_index()
 
 
 def _compared(source: Source, rows: pd.DataFrame, metric: str, resamples: int) -> pd.DataFrame:

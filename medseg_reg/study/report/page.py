@@ -98,6 +98,7 @@ def _content(source: Source, cases: int) -> dict[str, Any]:
             "ranks": tables.ranks(found.ranked, found.needed, DIFFERENCE),
             "measures": tables.measures(source),
             "classes": tables.classes(source),
+            "loss": measured.losses(source, tested, confidence),
             "correlation": measured.correlations(source, tested, confidence),
             "gap": measured.gaps(source, tested, confidence),
             "placement": provenance.placements(source),

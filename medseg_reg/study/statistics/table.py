@@ -23,12 +23,13 @@ COLUMNS = ("dataset", "network", "method", "seed", "split", "case", "group", "cl
 METRICS: dict[str, Literal["more", "less"]] = {
     **dict.fromkeys(("dice", "iou", "precision", "recall", "surface_dice"), "more"),
     **dict.fromkeys(("hd95", "assd", "ece", "volume_difference", "volume_difference_ml"), "less"),
-    **dict.fromkeys(("channel_correlation", "train_val_gap"), "less"),
+    **dict.fromkeys(("coadaptation_loss", "channel_correlation", "train_val_gap"), "less"),
 }
 # What a score cannot leave.
 _BOUNDS = {
     **dict.fromkeys(("dice", "iou", "precision", "recall", "surface_dice", "ece"), (0.0, 1.0)),
     **dict.fromkeys(("hd95", "assd", "volume_difference", "volume_difference_ml"), (0.0, math.inf)),
+    "coadaptation_loss": (-1.0, 1.0),
     "channel_correlation": (0.0, 1.0),
     "train_val_gap": (-1.0, 1.0),
 }
