@@ -50,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             not item.nodeid.startswith(
                 (
                     "tests/test_resume",
+                    "tests/insertion/test_attention.py::test_two_processes",
+                    "tests/insertion/test_deployment.py::test_two_processes",
+                    "tests/networks/test_exchange",
                     "tests/regularizers/test_import",
                     "tests/study/test_running",
                     "tests/study/test_search",

@@ -102,7 +102,7 @@ def test_two_processes_that_are_killed_go_on_bit_for_bit(tmp_path, changes):
         name: write_config(
             tmp_path / f"{name}.yaml",
             tiny_config(
-                store.path, tmp_path / name, training__devices=2, training__epochs=6, **changes
+                store.path, tmp_path / name, training__devices=2, training__epochs=4, **changes
             ),
         )
         for name in names

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg_reg.insertion import find_places, insert, inserted, remove
 from medseg_reg.regularizers import build
 from tests.insertion.transformers import TRANSFORMERS, Transformer, outputs
+from tests.processes import in_two_processes
 
 QUICK = ("UNETR", "SwinUNETR", "timm-vit-fused", "timm-swin")
 ALL = [
@@ -335,8 +335,8 @@ def test_the_attention_of_a_block_decides_which_tokens_skip_it() -> None:
 LAYERS = [*METHODS, "patch_dropout"]
 
 
-def _train(rank: int, path: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+def train(rank: int) -> dict[str, torch.Tensor]:
+    """Take two steps in one of two processes; return the weights."""
     case = TRANSFORMERS["UNETR"]
     network = case.network()
     for name in LAYERS:
@@ -349,16 +349,14 @@ def _train(rank: int, path: str) -> None:
         parallel.train()(torch.rand(2, 1, 48, 32)).square().mean().backward()
         optimizer.step()
     token = next(m.mask_token for m in network.modules() if hasattr(m, "mask_token"))
-    torch.save({**network.state_dict(), "token": token}, f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    return {**network.state_dict(), "token": token}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 def test_two_processes_stay_in_step(tmp_path: Path) -> None:
-    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = in_two_processes(train, tmp_path)
     start = TRANSFORMERS["UNETR"].network().state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], start[key]) for key in start)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg_reg.insertion import insert, inserted, remove
 from tests.insertion.zoo import FAST, Case
 from tests.insertion.zoo_more import SLOW
+from tests.processes import in_two_processes
 
 PLACES = ["between_convs", "after_block", "skip", "input", "head"]
 TINY = Case(
@@ -159,8 +159,8 @@ def test_weights_alone_are_saved_as_of_the_plain_network() -> None:
     network.load_state_dict(plain.state_dict())
 
 
-def _train(rank: int, path: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+def train(rank: int) -> dict[str, torch.Tensor]:
+    """Take two steps in one of two processes; return the weights."""
     network, _ = filled(FAST["BasicUNet"])
     parallel = DistributedDataParallel(network)
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
@@ -169,8 +169,7 @@ def _train(rank: int, path: str) -> None:
         optimizer.zero_grad()
         parallel(torch.rand(2, 1, 32, 32)).square().mean().backward()
         optimizer.step()
-    torch.save(network.state_dict(), f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    return network.state_dict()
 
 
 @pytest.mark.slow
@@ -178,8 +177,7 @@ def _train(rank: int, path: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 def test_two_processes_stay_in_step(tmp_path: Path) -> None:
     pytest.importorskip("monai")
-    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = in_two_processes(train, tmp_path)
     start = FAST["BasicUNet"].network().state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], start[key]) for key in first)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg_reg.networks import SparseExperts
 from medseg_reg.regularizers import GatingDropout
+from tests.processes import in_two_processes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -110,9 +110,7 @@ def one_sided(exchange: bool, rank: int) -> dict[str, Any]:
         return one_step(part, rank)
 
 
-def work(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+def work(rank: int) -> dict[str, Any]:
     found = {
         "coins": coins(rank),
         **{f"at home {top}": one_step(block(False, top), rank) for top in (1, 2)},
@@ -135,15 +133,12 @@ def work(rank: int, path: str) -> None:
         part.routing.append(GatingDropout(0.5))
         with torch.no_grad():
             found["alone"] = [bool(part(tokens(rank)).isfinite().all()) for _ in range(10)]
-    torch.save(found, f"{path}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    path = tmp_path_factory.mktemp("exchange")
-    mp.spawn(work, args=(str(path),), nprocs=2)
-    return [torch.load(path / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes(work, tmp_path_factory.mktemp("exchange"))
 
 
 Found = list[dict[str, Any]]
