@@ -50,6 +50,27 @@ def require_no_idle_keys(study: StudySpec) -> None:
             raise ValueError(f"{place}: '{key}' would do nothing: {why}")
 
 
+def require_no_idle_grids(content: Any) -> None:
+    """Refuse grids over the rate beside `equal_rates`.
+
+    Args:
+        content: of the file of a study, as it is written.
+
+    Raises:
+        ValueError: names the grid, and what to do.
+    """
+    methods = content.get("methods") if isinstance(content, Mapping) else None
+    if not isinstance(methods, Mapping) or content.get("equal_rates") is None:
+        return
+    for name, method in methods.items():
+        grid = method.get("grid") if isinstance(method, Mapping) else None
+        if isinstance(grid, Mapping) and "p" in grid:
+            raise ValueError(
+                f"methods.{name}.grid.p would do nothing beside equal_rates, which sets p; "
+                "leave one of them out"
+            )
+
+
 def is_below(key: str, group: str) -> bool:
     """Whether a key is a group or lies in it.
 

@@ -13,7 +13,7 @@ from medseg_reg.config_base import Closed, Fraction, Positive
 from medseg_reg.config_file import explain, origins, read_yaml, with_overrides, write_yaml
 from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.errors import MedsegError
-from medseg_reg.study.idle_keys import require_no_idle_keys
+from medseg_reg.study.idle_keys import require_no_idle_grids, require_no_idle_keys
 from medseg_reg.study.method_grid import expand_methods
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -229,15 +229,8 @@ class StudySpec(ManyRuns):
     @model_validator(mode="before")
     @classmethod
     def _rates_are_given_once(cls, content: Any) -> Any:
-        methods = content.get("methods") if isinstance(content, dict) else None
-        if isinstance(methods, dict) and content.get("equal_rates") is not None:
-            for name, method in methods.items():
-                grid = method.get("grid") if isinstance(method, dict) else None
-                if isinstance(grid, dict) and "p" in grid:
-                    raise ValueError(
-                        f"methods.{name}.grid.p would do nothing beside equal_rates, which sets p; "
-                        "leave one of them out"
-                    )
+        # As it is written: read, the methods stand in the place of their grids.
+        require_no_idle_grids(content)
         return content
 
     @model_validator(mode="after")

@@ -97,3 +97,12 @@ def test_seed_and_frames_of_a_split_hold_for_folds_wherever_they_are_given(study
     assert split(of_data=both, overrides={"data.split.seed": 9}) == ("kfold", 9, 5)
     with pytest.raises(ValidationError, match=r"'data.split.seed' would do nothing: 'splits' has"):
         study(splits=[1, 2], overrides={"data.split.seed": 7})
+
+
+def test_a_grid_over_the_rate_is_refused_beside_equal_rates(study):
+    def grid(**values):
+        return {"none": [], "hd": {"architecture": [{"name": "heuristic_dropout"}], "grid": values}}
+
+    with pytest.raises(ValidationError, match=r"methods.hd.grid.p would do nothing beside equal_r"):
+        study(methods=grid(k=[1, 2], p=[0.1, 0.2]), equal_rates=0.1)
+    assert set(study(methods=grid(k=[1, 2]), equal_rates=0.1).methods) == {"none", "hd-k1", "hd-k2"}

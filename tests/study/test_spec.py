@@ -107,9 +107,3 @@ def test_a_grid_stands_for_a_method_for_each_combination(file):
         "hd-p0.2-k2.5": (0.2, 2.5),
     }
     assert all(cell.spot.method in study.methods for cell in expand(study))
-
-
-def test_a_grid_over_p_is_refused_beside_equal_rates(file):
-    grid = "{architecture: [{name: dropout}], grid: {p: [0.1, 0.2]}}"
-    with pytest.raises(MedsegError, match=r"methods.hd.grid.p would do nothing beside equal_rates"):
-        load_study(file, [f"methods.hd={grid}", "equal_rates=0.1"])
