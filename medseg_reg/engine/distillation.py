@@ -112,17 +112,13 @@ def load_teacher(
     Random states are not what they were afterwards.
 
     Raises:
-        MedsegError: it is no finished run, was trained for other classes, channels or
-            intensities, reads the labels of what it is tested on, or has learned from cases that
-            this run validates or tests on.
+        MedsegError: as of `check_teacher`; or it reads the labels of what it is tested on.
     """
+    run = check_teacher(config, facts, splits, store)
     spec = config.regularization.error.distillation
-    if spec is None:
+    if run is None or spec is None:
         return None
-    run = RunDirectory(spec.teacher)
     try:
-        _require_alike(run, run.config(), config, facts)
-        _require_unseen(run, splits, store)
         network = load_run_network(run)
     except MedsegError as error:
         raise MedsegError(f"{_KEY}: {error}") from None
@@ -133,6 +129,28 @@ def load_teacher(
         )
     supervision = config.regularization.error.supervision
     return Distillation(network, spec, supervision, config.data.ignore_label)
+
+
+def check_teacher(
+    config: Config, facts: DataFacts, splits: Splits, store: SliceStore
+) -> RunDirectory | None:
+    """Return the run of the teacher that a configuration names, if it names any.
+
+    Raises:
+        MedsegError: it is no finished run, was trained for other classes, channels or
+            intensities, or has learned from cases that this run validates or tests on.
+    """
+    spec = config.regularization.error.distillation
+    if spec is None:
+        return None
+    run = RunDirectory(spec.teacher)
+    try:
+        _require_alike(run, run.config(), config, facts)
+        run.require_finished()
+        _require_unseen(run, splits, store)
+    except MedsegError as error:
+        raise MedsegError(f"{_KEY}: {error}") from None
+    return run
 
 
 def check_teacher_size(

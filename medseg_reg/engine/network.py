@@ -127,11 +127,7 @@ def load_run_network(run: RunDirectory) -> Network:
         MedsegError: the training is not finished, or a file is damaged.
     """
     config = run.config()
-    if not run.finished:
-        raise MedsegError(
-            f"{run.path}: the training is not finished (no weights.safetensors). Run "
-            "`python -m medseg_reg.train` with its configuration again; it goes on."
-        )
+    run.require_finished()
     network, _ = build_run_network(config, run.data_facts())
     load_weights(network, run.weights)
     load_memory(network, run.memory)

@@ -127,6 +127,14 @@ class RunDirectory:
         """Whether training is done."""
         return self.weights.exists()
 
+    def require_finished(self) -> None:
+        """Refuse a run whose training is not done."""
+        if not self.finished:
+            raise MedsegError(
+                f"{self.path}: the training is not finished (no weights.safetensors). Run "
+                "`python -m medseg_reg.train` with its configuration again; it goes on."
+            )
+
     def is_done(self, config: RunConfig, store: SliceStore) -> bool:
         """Whether nothing is left to train.
 

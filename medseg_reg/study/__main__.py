@@ -26,6 +26,7 @@ from medseg_reg.study.launch import (
 from medseg_reg.study.lock import locked
 from medseg_reg.study.results import write_results
 from medseg_reg.study.runner import check_existing, is_finished, run_cells
+from medseg_reg.study.sources import require_sources
 from medseg_reg.study.spec import StudySpec, load_study
 
 
@@ -59,6 +60,7 @@ def run(study: StudySpec, cells: Sequence[Cell[Spot]], ray: str | None = None) -
     require_writable(study.directory)
     with locked(study.directory) as lock:
         make_phantoms(todo)
+        require_sources(todo)
         if study.equal_rates:
             cells = equal(study, cells, study.equal_rates)
         check_existing(cells)

@@ -16,6 +16,7 @@ from medseg_reg.config_network import FOREIGN_NAMES
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.idle_keys import KEPT_OF_SPLIT
+from medseg_reg.study.placeholders import filled_sources
 from medseg_reg.study.spec import MethodSpec, StudySpec
 
 
@@ -117,6 +118,8 @@ def _cell(study: StudySpec, spot: Spot, content: Any, lines: Any) -> Cell[Spot]:
             f"seed={spot.seed}",
             f"run={flow((study.directory / 'runs' / spot.path).as_posix())}",
         ]
+        whole = with_overrides(content, overrides)
+        overrides += _written(filled_sources(whole, spot))
         places = origins(file, lines, overrides)
         config = parse_config(with_overrides(content, overrides), spot.path, places)
     except MedsegError as error:
