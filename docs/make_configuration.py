@@ -120,6 +120,9 @@ MEANINGS = {
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "
     "what fits is loaded. Of every network.",
+    "network.pretrained_unseen": "Whether weights are refused that have seen images of test cases, "
+    "or of which that is not known; if not, it is told. See "
+    "[pre-training](pretraining.md#what-it-has-seen). Of every network.",
     "network.gate_full_resolution": "For `attention_unet`: whether the first skip connection has "
     "a gate too.",
     "network.cat_channels": "For `unet3plus`: width of each map that a decoder node joins.",

@@ -22,6 +22,8 @@ from medseg_reg.errors import nearest
 Head = Literal["softmax", "sigmoid"]
 # A tree of depth d has 2^d experts; 64 maps of full size for each class are enough.
 TreeDepth = Annotated[int, Field(ge=0, le=6)]
+# Keys of every network about the weights that it begins with.
+PRETRAINED = ("pretrained", "pretrained_strict", "pretrained_unseen")
 Upsampling = Literal["deconv", "nontrainable"]
 ForeignName = Literal[
     "monai.UNet",
@@ -119,11 +121,12 @@ class UNetSpec(Closed):
     tree_depth: TreeDepth = 0
     pretrained: Path | None = None
     pretrained_strict: bool = True
+    pretrained_unseen: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The network's own arguments."""
-        run = {"name", "head", "tree_depth", "pretrained", "pretrained_strict"}
+        run = {"name", "head", "tree_depth", *PRETRAINED}
         return {key: value for key, value in self if key not in run}
 
     @property
@@ -174,6 +177,7 @@ class ForeignSpec(BaseModel):
     token_labels: TokenLabelsSpec | None = None
     pretrained: Path | None = None
     pretrained_strict: bool = True
+    pretrained_unseen: bool = False
 
     @field_validator("pretrained", mode="before")
     @classmethod

@@ -43,7 +43,7 @@ def test_a_run_directory_holds_all_that_later_steps_need(train, capsys):
     for name in (
         "config.yaml", "environment.json", "data.json", "splits.json", "placement.json",
         "metrics.csv", "weights.safetensors", "summary.json", "panels.png", "curves.png",
-        "evaluation/per_case.csv", "evaluation/per_slice.csv", "checkpoints/last.ckpt",
+        "seen.json", "evaluation/per_case.csv", "evaluation/per_slice.csv", "checkpoints/last.ckpt",
     ):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
     *_, where, score = capsys.readouterr().out.strip().split("\n")

@@ -19,7 +19,7 @@ from medseg_reg.data.resident import (
     may_reside,
     resident_bytes,
 )
-from medseg_reg.data.sampling import BatchSampler, SamplingSpec
+from medseg_reg.data.sampling import BatchSampler, SamplingSpec, epoch_order
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
@@ -155,6 +155,11 @@ class SliceDataModule(L.LightningDataModule):
         )
         self.val = SliceDataset(store, splits.val, image)
         check_shape(augmentation, tuple(self.val[0]["mask"].shape))
+
+    @property
+    def slices_per_epoch(self) -> int:
+        """How many slices are drawn for an epoch, over all processes."""
+        return len(epoch_order(self.train.foreground, self.sampling, self.seed, 0))
 
     def train_dataloader(self) -> TrainingLoader | ResidentTrainingLoader:
         """Return the training batches of this process."""

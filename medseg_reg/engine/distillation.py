@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from medseg_reg.config import Config
 from medseg_reg.config_regularization import DistillationSpec
-from medseg_reg.data.splits import Splits, units_of
+from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.network import load_run_network
-from medseg_reg.engine.run_directory import DataFacts, RunDirectory, manifest_hash
+from medseg_reg.engine.origins import Origin, origin_of_run, require_unlearned
+from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, sha256_of
 from medseg_reg.losses import distillation_loss
@@ -48,6 +49,7 @@ class Distillation:
         spec: kind, temperature and weight.
         supervision: weights of the outputs of the network under deep supervision.
         ignored: a label of pixels whose class is not known.
+        origin: what is known of the run of the teacher.
 
     Example:
         >>> spec = DistillationSpec(teacher="runs/unet", weight=0.25)
@@ -64,9 +66,11 @@ class Distillation:
         spec: DistillationSpec,
         supervision: str | tuple[float, ...] = "equal",
         ignored: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.spec, self.supervision, self.ignored = spec, supervision, ignored
+        self.origin = origin
 
     def to(self, device: torch.device) -> None:
         """Move the teacher to a device."""
@@ -114,12 +118,12 @@ def load_teacher(
     Raises:
         MedsegError: as of `check_teacher`; or it reads the labels of what it is tested on.
     """
-    run = check_teacher(config, facts, splits, store)
+    origin = check_teacher(config, facts, splits, store)
     spec = config.regularization.error.distillation
-    if run is None or spec is None:
+    if spec is None:
         return None
     try:
-        network = load_run_network(run)
+        network = load_run_network(RunDirectory(spec.teacher))
     except MedsegError as error:
         raise MedsegError(f"{_KEY}: {error}") from None
     if any(isinstance(m, LabelReader) and not m.valid_for_reporting for m in network.modules()):
@@ -128,13 +132,13 @@ def load_teacher(
             "it predicts nothing without them. Use another teacher."
         )
     supervision = config.regularization.error.supervision
-    return Distillation(network, spec, supervision, config.data.ignore_label)
+    return Distillation(network, spec, supervision, config.data.ignore_label, origin)
 
 
 def check_teacher(
     config: Config, facts: DataFacts, splits: Splits, store: SliceStore
-) -> RunDirectory | None:
-    """Return the run of the teacher that a configuration names, if it names any.
+) -> Origin | None:
+    """Return what is known of the teacher that a configuration names, if it names any.
 
     Raises:
         MedsegError: it is no finished run, was trained for other classes, channels or
@@ -147,10 +151,11 @@ def check_teacher(
     try:
         _require_alike(run, run.config(), config, facts)
         run.require_finished()
-        _require_unseen(run, splits, store)
+        origin = origin_of_run(run, "teacher", splits, store)
+        require_unlearned(origin)
     except MedsegError as error:
         raise MedsegError(f"{_KEY}: {error}") from None
-    return run
+    return origin
 
 
 def check_teacher_size(
@@ -170,7 +175,7 @@ def check_teacher_size(
         raise MedsegError(f"{_KEY}: {distillation.spec.teacher}: {error}") from None
 
 
-def same_teacher(distillation: Distillation | None, note: Path) -> dict[str, str] | None:
+def same_teacher(distillation: Distillation | None, note: Path) -> dict[str, Any] | None:
     """Return what a run notes of its teacher, or make sure that it is still the same.
 
     Args:
@@ -183,7 +188,9 @@ def same_teacher(distillation: Distillation | None, note: Path) -> dict[str, str
     if distillation is None:
         return None
     weights = RunDirectory(distillation.spec.teacher).weights
-    found = {"run": str(distillation.spec.teacher), "sha256": sha256_of(weights)}
+    found: dict[str, Any] = {"run": str(distillation.spec.teacher), "sha256": sha256_of(weights)}
+    if distillation.origin is not None:
+        found["origin"] = distillation.origin.as_dict()
     if note.exists() and read_json(note).get("sha256") != found["sha256"]:
         raise MedsegError(
             f"{_KEY}: {weights} has changed since {note.parent} began to learn from it. Restore "
@@ -206,24 +213,4 @@ def _require_alike(run: RunDirectory, other: Config, config: Config, facts: Data
             raise MedsegError(
                 f"{run.path}: was trained with {name} {found}, this run has {wanted}. Use a "
                 "teacher that was trained with the same."
-            )
-
-
-def _require_unseen(run: RunDirectory, splits: Splits, store: SliceStore) -> None:
-    """Refuse a teacher that knows the cases by which its pupil is judged."""
-    if run.data_facts().manifest_sha256 != manifest_hash(store):
-        return  # other data: cases of the same name need not be the same
-    known = run.splits(store)
-    if known is None:
-        return
-    unit = {case: name for name, cases in units_of(store).items() for case in cases}
-    learned = {unit[case] for case in known.train}
-    chosen = learned | {unit[case] for case in known.val}
-    for part, cases, seen in (("test", splits.test, chosen), ("val", splits.val, learned)):
-        leaked = [case for case in cases if unit[case] in seen]
-        if leaked:
-            shown = ", ".join(leaked[:3]) + (", ..." if len(leaked) > 3 else "")
-            raise MedsegError(
-                f"{run.path}: has learned from {shown}, which this run keeps for '{part}': its "
-                "scores would tell nothing. Train the teacher with the same data.split."
             )

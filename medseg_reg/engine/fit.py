@@ -45,10 +45,12 @@ from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import SCORES, MetricsTable
 from medseg_reg.engine.module import SegmentationModule
 from medseg_reg.engine.network import build_run_network, load_run_pretrained, own_rates_note
+from medseg_reg.engine.origins import weights_origin
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+from medseg_reg.engine.seen import Seen
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.engine.training_module import TrainingModule
 from medseg_reg.errors import Interrupted, MedsegError
@@ -88,6 +90,7 @@ def fit(config: Config) -> RunDirectory:
     # A run that goes on has its weights in its checkpoint.
     goes_on = any(run.checkpoints.glob("*.ckpt"))
     pretrained = None if goes_on else load_run_pretrained(network, config)
+    origin = weights_origin(config, splits, store) if pretrained else None
     if rank_zero_only.rank == 0:
         if not report.exists():
             measure(network, example, placements)
@@ -96,13 +99,12 @@ def fit(config: Config) -> RunDirectory:
         require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
         # All that can be wrong has been looked at: from here on, files are written.
         run.prepare(config)
-        run.begin(facts, store)
-        splits.write(run.path / "splits.json")
-        if not report.exists():
-            write_json(report, [p.as_dict() for p in placements])
-        run.note_pretrained(pretrained)
+        run.note_pretrained(pretrained, origin and origin.as_dict())
         if teacher is not None:
             write_json(run.path / "teacher.json", teacher)
+        note_data(run, facts, data)
+        if not report.exists():
+            write_json(report, [p.as_dict() for p in placements])
     else:
         wait_for(report)
     module = SegmentationModule(network, loss, config, splits.val, len(facts.classes), distillation)
@@ -170,6 +172,13 @@ def data_of_run(
     return splits, data, DataFacts.of(store, data.channels)
 
 
+def note_data(run: RunDirectory, facts: DataFacts, data: SliceDataModule) -> None:
+    """Write down which data a run has, how they are divided, and what it sees of them."""
+    run.begin(facts, data.store)
+    Seen.of(data.store, data.splits, data.slices_per_epoch).write(run.path)
+    data.splits.write(run.path / "splits.json")
+
+
 def data_module(config: RunConfig, store: SliceStore, splits: Splits) -> SliceDataModule:
     """Return the loaders of a configuration."""
     return SliceDataModule(
@@ -222,7 +231,7 @@ def train(
                 tuned = config.training.compile == "max-autotune"
                 time_needed = "some minutes" if tuned else "up to a minute"
                 print(f"note: training.compile: the first step compiles, for {time_needed}")
-            for note in notes:
+            for note in (*(one["said"] for one in run.learned_from()), *notes):
                 print(f"note: {note}")
             run.write_environment(
                 precision=str(trainer.precision),

@@ -19,6 +19,7 @@ from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.checkpoint import save_tensors
 from medseg_reg.engine.fit import (
     data_of_run,
+    note_data,
     nothing_left_behind,
     require_machine,
     seed_everything,
@@ -26,6 +27,7 @@ from medseg_reg.engine.fit import (
 )
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.network import build_plain_network, load_run_pretrained
+from medseg_reg.engine.origins import weights_origin
 from medseg_reg.engine.reconstructions import write_reconstructions
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.training_module import TrainingModule
@@ -132,6 +134,7 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
     example = data.train[0]["image"][None]
     begun = any(run.checkpoints.glob("*.ckpt"))
     network, pretrained = build_autoencoder(config, facts, tuple(example.shape[2:]), begun)
+    origin = weights_origin(config, splits, store, judged=False) if pretrained else None
     require_machine(config)
     if rank_zero_only.rank == 0:
         data.train_dataloader()
@@ -139,9 +142,8 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
         require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 1))
         # All that can be wrong has been looked at: from here on, files are written.
         run.prepare(config)
-        run.begin(facts, store)
-        run.note_pretrained(pretrained)
-        splits.write(run.path / "splits.json")
+        run.note_pretrained(pretrained, origin and origin.as_dict())
+        note_data(run, facts, data)
     else:
         wait_for(run.path / "splits.json")
     module = PretrainingModule(network, config)

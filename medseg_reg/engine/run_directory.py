@@ -4,9 +4,12 @@ config.yaml           the configuration, every default written out
 environment.json      versions, processor, precision, memory format, times
 data.json             classes, channels and origin of the data
 splits.json           which cases were trained on, validated on, tested on
+seen.json             those trained and validated on, by hashes of what they hold
 placement.json        every regularizer: place, class, rate asked for and rate measured
-pretrained.json       what of a file of pretrained weights was taken; only where there was one
-teacher.json          the run that this one learned from, and the hash of its weights; if any
+pretrained.json       what of a file of pretrained weights was taken, and where that comes from;
+                      only where there was one
+teacher.json          the run that this one learned from, the hash of its weights, and what it
+                      knows of the cases; if any
 metrics.csv           one row an epoch; scheduled rates by their keys
 checkpoints/          last and previous state, for an exact resume
 weights.safetensors   the trained network; its presence says that training is done
@@ -275,16 +278,30 @@ class RunDirectory:
     def _load(self, path: Path) -> RunConfig:
         return load_config(path)
 
-    def note_pretrained(self, report: PretrainedReport | None) -> None:
-        """Print and keep what was taken of pretrained weights, if any were loaded."""
+    def note_pretrained(
+        self, report: PretrainedReport | None, origin: dict[str, Any] | None
+    ) -> None:
+        """Print what was taken of pretrained weights, if any were loaded, and keep it.
+
+        Args:
+            report: what was taken.
+            origin: what is known of the training that they come from.
+        """
         if report is not None:
             print(f"pretrained: {report}")
-            digest = sha256_of(Path(report.file))
-            write_json(self.path / "pretrained.json", {**report.as_dict(), "sha256": digest})
+            more = {"sha256": sha256_of(Path(report.file)), "origin": origin}
+            write_json(self.path / "pretrained.json", {**report.as_dict(), **more})
+
+    def learned_from(self) -> list[dict[str, Any]]:
+        """Read what the run has learned elsewhere: of its teacher and its pretrained weights."""
+        notes = [self.path / name for name in ("teacher.json", "pretrained.json")]
+        found = [read_json(note).get("origin") for note in notes if note.exists()]
+        return [origin for origin in found if origin]
 
     def write_environment(self, **more: Any) -> None:
-        """Note what the run ran on."""
-        write_json(self.path / "environment.json", {**environment(), **more})
+        """Note what the run ran on, and what it began with."""
+        learned = {"learned_from": self.learned_from()}
+        write_json(self.path / "environment.json", {**environment(), **learned, **more})
 
     def chosen(self) -> dict[str, Any]:
         """Read what the training chose where its configuration says `auto`."""

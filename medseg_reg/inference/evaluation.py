@@ -109,6 +109,7 @@ def evaluate(
         "network": {"name": config.network.name, **summarize(network, shape).numbers()},
         **summarise(per_case, per_slice, config),
         "training": run.chosen(),
+        "learned_from": run.learned_from(),
         "environment": environment(),
     }
     _write_csv(per_case, tables / "per_case.csv")

@@ -54,6 +54,7 @@ def _sources(config: Config) -> tuple[Path | None, ...]:
 def _lack(config: Config, run: RunDirectory) -> str:
     """Say what a run lacks of what it shall learn from; nothing where all is there."""
     from medseg_reg.engine.distillation import check_teacher  # seconds to import
+    from medseg_reg.engine.origins import weights_origin
 
     begun = any(run.checkpoints.glob("*.ckpt"))  # its weights are there
     for key, path in zip(WEIGHTS, _sources(config)[1:], strict=True):
@@ -64,6 +65,8 @@ def _lack(config: Config, run: RunDirectory) -> str:
     facts = DataFacts.of(store, store.manifest.cases[0].channels)
     try:
         check_teacher(config, facts, splits, store)
+        if not begun:
+            weights_origin(config, splits, store)
     except MedsegError as error:
         return str(error)
     return ""

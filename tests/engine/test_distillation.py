@@ -135,6 +135,12 @@ def test_a_run_learns_from_another_and_goes_on_where_it_stopped(
     assert not same_weights(straight.path, plain.path)
     note = json.loads((straight.path / "teacher.json").read_text())
     assert (note["run"], len(note["sha256"])) == (str(teacher), 64)
+    (learned,) = json.loads((straight.path / "environment.json").read_text())["learned_from"]
+    assert learned == note["origin"]
+    # One epoch of two slices from each of three cases.
+    assert (learned["epochs"], learned["slices"], len(learned["cases"])) == (1, 6, 3)
+    assert learned["said"].startswith(f"{teacher} is a teacher (epochs: 1, slices in each: 6, ")
+    assert learned["said"].endswith("It has seen none of the 2 test cases.")
     assert not (plain.path / "teacher.json").exists()
     assert load_file(straight.weights).keys() == load_file(plain.weights).keys()
     kept, other = (
@@ -243,10 +249,17 @@ def test_a_teacher_that_knows_the_cases_of_the_test_is_refused(
     store: SliceStore, teacher: Path, tmp_path: Path
 ) -> None:
     split = {"kind": "counts", "train": 3, "val": 1, "test": 2, "seed": 5}
+    distilled = {KEY: {"teacher": str(teacher)}}
     with pytest.raises(MedsegError, match=r"has learned from case_.* with the same data\.split"):
-        train(store, tmp_path / "run", data__split=split, **{KEY: {"teacher": str(teacher)}})
+        train(store, tmp_path / "run", data__split=split, **distilled)
+    # Converted anew, with another licence, it is another store with the same images.
+    anew = Path(shutil.copytree(store.path, tmp_path / "anew"))
+    manifest = (anew / "manifest.json").read_text().replace('"licence": "none"', '"licence": "x"')
+    (anew / "manifest.json").write_text(manifest)
+    with pytest.raises(MedsegError, match="has learned from case_"):
+        train(SliceStore(anew), tmp_path / "run", data__split=split, **distilled)
     other = make_store(tmp_path / "other", slices=2, size=(21, 26), seed=1)
-    train(other, tmp_path / "run", data__split=split, **{KEY: {"teacher": str(teacher)}})
+    train(other, tmp_path / "run", data__split=split, **distilled)
 
 
 def test_a_teacher_that_reads_the_labels_of_its_test_is_refused(

@@ -31,6 +31,7 @@ from medseg_reg.engine.pretraining import (
     same_masks,
 )
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+from medseg_reg.engine.seen import Seen, read_seen
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.networks.masked_autoencoder import reconstruction_loss
 from medseg_reg.networks.pretrained import load_pretrained
@@ -70,11 +71,13 @@ def run(store: SliceStore, tmp_path_factory: pytest.TempPathFactory) -> Pretrain
 # The run
 
 
-def test_its_directory_has_weights_scores_and_a_picture(run: PretrainingDirectory) -> None:
+def test_its_directory_has_weights_scores_and_a_picture(
+    store: SliceStore, run: PretrainingDirectory
+) -> None:
     assert {path.name for path in run.path.iterdir()} == {
         *("config.yaml", "environment.json", "data.json", "splits.json", "metrics.csv"),
         *("checkpoints", "tensorboard", "weights.safetensors", "summary.json"),
-        "reconstructions.png",
+        *("reconstructions.png", "seen.json"),
     }
     table = pd.read_csv(run.path / "metrics.csv")
     names = ["epoch", "train_loss", "val_loss", "val_mean_patch", "lr", "seconds"]
@@ -84,6 +87,10 @@ def test_its_directory_has_weights_scores_and_a_picture(run: PretrainingDirector
     summary = json.loads(run.summary.read_text())
     assert (summary["patches"], summary["visible"], summary["epoch"]) == (16, 4, 2)
     assert summary["val_loss"] == pytest.approx(table["val_loss"].iloc[-1])
+    seen = read_seen(run, store)
+    splits = run.splits(store)
+    assert splits is not None
+    assert seen == Seen.of(store, splits, slices_per_epoch=12)
     picture = np.asarray(Image.open(run.path / "reconstructions.png").convert("RGB"))
     blue = (picture == (0x3B, 0x6E, 0xA5)).all(-1).mean()
     assert 0.1 < blue < 0.3  # three quarters of one of three columns

@@ -77,3 +77,16 @@ def test_weights_must_be_there_until_a_run_has_taken_them(store, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     require_sources(cells)
+
+
+def test_weights_that_know_labels_of_another_fold_are_refused_before_anything_trains(
+    store, tmp_path
+):
+    networks = {"unet": {"pretrained": str(tmp_path / "fold1/weights.safetensors")}}
+    cells = expand(study_of(store.path, tmp_path, networks=networks, folds=3, seeds=1))
+    made = make_run(tmp_path / "fold1", store, **PLAIN)
+    (own, *_) = fitting = [cell for cell in cells if cell.spot.part == "fold1"]
+    make_splits(store, own.config.data.split).write(made / "splits.json")
+    with pytest.raises(MedsegError, match=r"fold0/seed0: network.pretrained: .*has learned from"):
+        require_sources(cells)
+    require_sources(fitting)

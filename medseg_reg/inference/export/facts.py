@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medseg_reg import __version__
+from medseg_reg.config_network import PRETRAINED
 from medseg_reg.engine.run_directory import RunDirectory, environment
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, sha256_of
@@ -36,7 +37,7 @@ def facts_of(run: RunDirectory) -> dict[str, Any]:
     split = read_json(run.path / "splits.json").get("hash")
     if split is None:
         raise MedsegError(f"{run.path / 'splits.json'}: has no hash; the run is incomplete.")
-    spec = config.network.model_dump(mode="json", exclude={"pretrained", "pretrained_strict"})
+    spec = config.network.model_dump(mode="json", exclude=set(PRETRAINED))
     trained = run.path / "environment.json"
     return {
         "producer": f"medseg_reg {__version__}",
