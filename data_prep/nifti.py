@@ -125,7 +125,7 @@ def _convert_nifti(options: argparse.Namespace) -> None:
         classes=classes,
         ignore_label=options.ignore_label,
     )
-    plane = options.plane or "axial"
+    plane: Plane = options.plane or "axial"
     common = _common(options)
     settings = {"converter": "nifti", "plane": plane, "modality": modality, **_plain(common)}
     settings["classes"] = list(classes)
@@ -182,7 +182,9 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Return options in the types of JSON, in which a store keeps its settings."""
-    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    plain: dict[str, Any] = {
+        key: list(v) if isinstance(v, tuple) else v for key, v in options.items()
+    }
     ignored = plain.pop("ignored")
     return {**plain, **ignored_setting(ignored)}
 
@@ -224,10 +226,11 @@ def find_cases(root: Path, channels: int = 0, unit: str = "") -> list[CaseSource
         if match := CHANNEL.fullmatch(name):
             numbered.setdefault(match[1], {})[int(match[2])] = path
     sources: list[CaseSource] = []
-    used, paired = set(), set()
+    used: set[Path] = set()
+    paired: set[str] = set()
     for name, label in labels.items():
         if name in images:
-            files = (images[name],)
+            files: tuple[Path, ...] = (images[name],)
         else:
             found = numbered.get(name, {})
             files = tuple(found[index] for index in sorted(found))
@@ -310,8 +313,8 @@ def _classes(
 
 def _mapping(about: dict[str, Any], *keys: str) -> dict[str, Any]:
     for key in keys:
-        if isinstance(about.get(key), dict):
-            return about[key]
+        if isinstance(found := about.get(key), dict):
+            return found
     return {}
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from medseg_reg.errors import MedsegError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SIDES = (False, True)  # an axis as it is, and flipped
 
 SOFT_TISSUE = (0, 200)
 CLIP = (-150, 250)
@@ -117,7 +118,7 @@ def rank_orientations(
         )
     voxels, partners, border = _sample(name, label, spacing)
     ranked = []
-    for turned, flips in itertools.product(turns, itertools.product((False, True), repeat=3)):
+    for turned, flips in itertools.product(turns, itertools.product(SIDES, SIDES, SIDES)):
         here = _look_up(image, voxels, turned, flips)
         there = _look_up(image, partners.reshape(-1, 3), turned, flips).reshape(border.shape)
         ranked.append(Candidate(turned, flips, _score(here, there, border)))
@@ -154,7 +155,8 @@ def _sample(name: str, label: Array, spacing: Sequence[float]) -> tuple[Array, A
 
 def _spread(count: int, most: int) -> Array:
     """Return indices below `count`, evenly spread, at most `most` of them."""
-    return np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
+    spread: Array = np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
+    return spread
 
 
 def _look_up(image: Array, places: Array, turned: bool, flips: tuple[bool, ...]) -> Array:
@@ -164,7 +166,8 @@ def _look_up(image: Array, places: Array, turned: bool, flips: tuple[bool, ...])
     for axis, (source, flip) in enumerate(zip((2, rows, columns), flips, strict=True)):
         index = places[:, source]
         where.append(image.shape[axis] - 1 - index if flip else index)
-    return image[tuple(where)].astype(np.float32)
+    found: Array = image[tuple(where)].astype(np.float32)
+    return found
 
 
 def _score(here: Array, there: Array, border: Array) -> float:

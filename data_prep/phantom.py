@@ -23,7 +23,7 @@ import nibabel
 import numpy as np
 from isal import igzip
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from data_prep.convert import convert
 from data_prep.labels_archive import find_labels
@@ -208,7 +208,7 @@ class _Case:
         image = nibabel.Nifti1Image(np.ascontiguousarray(self.mask.transpose(2, 1, 0)), affine)
         return image.to_bytes()
 
-    def uid(self, *parts: object) -> str:
+    def uid(self, *parts: object) -> UID:
         return generate_uid(
             entropy_srcs=["phantom", str(self.seed), str(self.number), *map(str, parts)]
         )

@@ -7,6 +7,7 @@ in any wrong way shows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +107,8 @@ class _Grid:
     def fill(
         self,
         array: Array,
-        centre: tuple[float, float, float],
-        radii: tuple[float, float, float],
+        centre: Sequence[float],
+        radii: Sequence[float],
         value: float | bool,
     ) -> None:
         """Set the voxels of an ellipsoid, given as (x, y, z), to a value."""
@@ -196,4 +197,5 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int, int]) -> Array:
     coarse = tuple(max(2, min(n, 24)) for n in shape)
     noise = rng.standard_normal(coarse, np.float32)
     factors = [n / c for n, c in zip(shape, coarse, strict=True)]
-    return zoom(noise, factors, order=1, grid_mode=True, mode="nearest")
+    smooth: Array = zoom(noise, factors, order=1, grid_mode=True, mode="nearest")
+    return smooth

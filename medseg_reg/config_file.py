@@ -28,7 +28,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # a gap of its stubs
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not allowed; write the value out",
                 problem_mark=event.start_mark,

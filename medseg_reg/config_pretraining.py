@@ -46,7 +46,7 @@ class MaskingSpec(Closed):
 class TransformerSpec(ForeignSpec):
     """A network whose encoder is one sequence of tokens, so that a part of it can be hidden."""
 
-    name: Literal["monai.UNETR", "smp.DPT"]  # type: ignore[assignment]
+    name: Literal["monai.UNETR", "smp.DPT"]
 
     @model_validator(mode="after")
     def _plain_blocks(self) -> TransformerSpec:
@@ -73,7 +73,7 @@ class PretrainingRegularizationSpec(Closed):
 class PretrainingConfig(RunConfig):
     """A pre-training: the encoder of a network learns to fill in hidden patches."""
 
-    network: TransformerSpec  # type: ignore[assignment]
+    network: TransformerSpec
     regularization: PretrainingRegularizationSpec = PretrainingRegularizationSpec()  # type: ignore[assignment]
     masking: MaskingSpec = MaskingSpec()
 

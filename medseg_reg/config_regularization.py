@@ -261,6 +261,7 @@ class ErrorSpec(Closed):
 
     @model_validator(mode="after")
     def _keys_have_a_meaning(self) -> ErrorSpec:
+        owners: dict[str, tuple[str, ...]]
         owners = {"label_smoothing": ("ce",), "focal_gamma": ("focal",)}
         owners |= dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"), ("tversky",))
         owners["class_weights"] = ("ce", "focal")

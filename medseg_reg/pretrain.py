@@ -27,18 +27,17 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
     """
     parsed = parse(arguments, "pretrain", __doc__ or "", "configs/pretraining/")
     # Imported here: they take seconds, and --help needs none of them.
-    from lightning.pytorch.utilities import rank_zero_only
-
     from medseg_reg.config_pretraining import load_pretraining
     from medseg_reg.engine.host import prepare_process
     from medseg_reg.engine.pretraining import headline, pretrain
+    from medseg_reg.engine.ranks import is_first_process
 
     config = load_pretraining(parsed.config, parsed.overrides)
     make_phantom(config)
     if own_process:
         prepare_process(config.training.keep_memory)
     run = pretrain(config)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(headline(run))
 
 

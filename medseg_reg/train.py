@@ -31,11 +31,10 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
     """
     parsed = parse(arguments, "train", __doc__ or "", "configs/")
     # Imported here: they take seconds, and --help needs none of them.
-    from lightning.pytorch.utilities import rank_zero_only
-
     from medseg_reg.config import load_config
     from medseg_reg.engine.fit import fit
     from medseg_reg.engine.host import prepare_process
+    from medseg_reg.engine.ranks import is_first_process
     from medseg_reg.inference.evaluation import evaluate, headline
 
     config = load_config(parsed.config, parsed.overrides)
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
     if own_process:
         prepare_process(config.training.keep_memory)
     run = fit(config)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(headline(run, evaluate(run)))
 
 

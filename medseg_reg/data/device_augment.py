@@ -227,8 +227,9 @@ def displacements(
     size = 17 if transform.approximate else round(transform.sigma * 8 + 1) | 1
     kernel = torch.from_numpy(cv2.getGaussianKernel(size, transform.sigma, cv2.CV_32F).T)
     stacked = noise.view(len(draws), 1, count * height, width)
-    smooth = warp.filter_separably(stacked, warp.bring(kernel, device), warp.REPLICATE)
-    return smooth.view_as(noise) * transform.alpha
+    smooth: Tensor = warp.filter_separably(stacked, warp.bring(kernel, device), warp.REPLICATE)
+    alpha: float = transform.alpha
+    return smooth.view_as(noise) * alpha
 
 
 def _symmetry(key: str, turned: Callable[[Any, Tensor], Tensor]) -> Step:

@@ -42,7 +42,8 @@ class SliceLoader(DataLoader[dict[str, Any]]):
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    # torch names its own class of iterators, where any will do.
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except MedsegError as error:
@@ -76,7 +77,7 @@ class Positioned:
         self.position.update(state)
 
 
-class TrainingLoader(Positioned, SliceLoader):
+class TrainingLoader(Positioned, SliceLoader):  # type: ignore[misc]  # as SliceLoader.__iter__
     """A loader of training slices."""
 
     def __init__(

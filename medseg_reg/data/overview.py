@@ -65,7 +65,8 @@ def outline(region: Array) -> Array:
     """Return the pixels of a region that touch its outside by an edge."""
     padded = np.pad(region, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return region & ~inner
+    edge: Array = region & ~inner
+    return edge
 
 
 def _to_8_bits(image: Array) -> Array:
@@ -79,5 +80,5 @@ def _to_8_bits(image: Array) -> Array:
     low, high = (-160.0, 240.0)
     if image.dtype != np.int16 or image.ndim == 3 or values.min() >= -100:
         low, high = (float(v) for v in np.percentile(values, (1, 99)))
-    scaled = (values - low) / max(high - low, 1e-6)
+    scaled: Array = (values - low) / max(high - low, 1e-6)
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)

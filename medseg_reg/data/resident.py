@@ -148,7 +148,7 @@ def _kept_type(dataset: SliceDataset) -> torch.dtype:
     stored = {"uint8": torch.uint8, "int16": torch.int16}
     rows = [dataset.store.row(case) for case in dataset.cases]
     for row in rows:
-        fit = Fit.of(dataset.spec, tuple(row.shape[1:3]))
+        fit = Fit.of(dataset.spec, (row.shape[1], row.shape[2]))
         if row.dtype not in stored or row.dtype != first.dtype or fit.source != fit.outer:
             return torch.float32
     return stored[first.dtype]

@@ -34,7 +34,7 @@ class SamplingSpec(BaseModel):
 class Sample(NamedTuple):
     """One draw: which slice, and the seed of its augmentation."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple's method, which nobody asks for here
     seed: int
 
 

@@ -14,7 +14,7 @@ import errno
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import (
@@ -31,8 +31,8 @@ from medseg_reg.errors import MedsegError, nearest
 from medseg_reg.files import read_json
 from medseg_reg.io.geometry import Geometry
 
-FORMAT = "medseg_reg slice store"
-VERSION = 1
+FORMAT: Final = "medseg_reg slice store"
+VERSION: Final = 1
 IMAGE_DTYPES = ("uint8", "int16", "float32")
 CASE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -189,7 +189,7 @@ class SliceStore:
 def open_array(path: Path, shape: tuple[int, ...], dtype: str) -> Array:
     """Memory-map an array of a store; a missing, truncated or foreign file is a clear error."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MedsegError(f"{path}: is missing. Convert the data again.") from None
     except OSError as error:

@@ -307,7 +307,7 @@ def _save(path: Path, array: Array) -> None:
             header = np.lib.format.header_data_from_array_1_0(array)
             np.lib.format.write_array_header_1_0(file, header)
             # Not by ndarray.tofile, which hides the reason when the disk is full.
-            file.write(memoryview(array).cast("B"))
+            file.write(array.data.cast("B"))
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename is not None:
@@ -322,7 +322,7 @@ def npy_sha256(array: Array) -> str:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     digest = hashlib.sha256(header.getvalue())
-    digest.update(memoryview(array).cast("B"))
+    digest.update(array.data.cast("B"))
     return digest.hexdigest()
 
 
@@ -341,7 +341,7 @@ def _is_flat(one: Array) -> bool:
 
 
 def _fingerprint(one: Array) -> str:
-    data = memoryview(one).cast("B")
+    data = one.data.cast("B")
     return f"{isal_zlib.crc32(data):08x}{isal_zlib.adler32(data):08x}"
 
 

@@ -236,10 +236,10 @@ class RunCheckpoint(Checkpoint):
 def gather_random_states(trainer: L.Trainer) -> dict[str, Any]:
     """Return the random states as tensors and plain types; torch's for each process."""
     own = torch.get_rng_state()
-    keys, position = np.random.get_state()[1:3]
+    drawn = np.random.get_state(legacy=False)["state"]
     state = {
         "torch": _of_all_processes(trainer, own),
-        "numpy": [keys.tolist(), int(position)],
+        "numpy": [drawn["key"].tolist(), int(drawn["pos"])],
         "python": list(random.getstate()[1]),
     }
     if trainer.strategy.root_device.type == "cuda":
@@ -251,7 +251,7 @@ def set_random_states(state: dict[str, Any], rank: int) -> None:
     """Set the random states that `gather_random_states` returned."""
     torch.set_rng_state(_of_process(state["torch"], rank))
     keys, position = state["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position))
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, 0, 0.0))
     random.setstate((3, tuple(state["python"]), None))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(_of_process(state["cuda"], rank))

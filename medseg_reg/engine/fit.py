@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -48,6 +47,7 @@ from medseg_reg.engine.network import build_run_network, load_run_pretrained, ow
 from medseg_reg.engine.origins import weights_origin
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
+from medseg_reg.engine.ranks import is_first_process
 from medseg_reg.engine.regularization import RegularizationControl
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.seen import Seen
@@ -91,7 +91,7 @@ def fit(config: Config) -> RunDirectory:
     goes_on = any(run.checkpoints.glob("*.ckpt"))
     pretrained = None if goes_on else load_run_pretrained(network, config)
     origin = weights_origin(config, splits, store) if pretrained else None
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         if not report.exists():
             measure(network, example, placements)
         data.train_dataloader()
@@ -129,7 +129,7 @@ def nothing_left_behind(run: RunDirectory, fresh: bool) -> Iterator[None]:
     except Interrupted:
         raise
     except MedsegError:
-        if fresh and rank_zero_only.rank == 0 and not any(run.checkpoints.glob("*.ckpt")):
+        if fresh and is_first_process() and not any(run.checkpoints.glob("*.ckpt")):
             shutil.rmtree(run.path)
         raise
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from medseg_reg.config import RunConfig
@@ -28,6 +27,7 @@ from medseg_reg.engine.fit import (
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.network import build_plain_network, load_run_pretrained
 from medseg_reg.engine.origins import weights_origin
+from medseg_reg.engine.ranks import is_first_process
 from medseg_reg.engine.reconstructions import write_reconstructions
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.training_module import TrainingModule
@@ -136,7 +136,7 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
     network, pretrained = build_autoencoder(config, facts, tuple(example.shape[2:]), begun)
     origin = weights_origin(config, splits, store, judged=False) if pretrained else None
     require_machine(config)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         data.train_dataloader()
         # Weights and Adam's two moments in two checkpoints, and the weights once.
         require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 1))

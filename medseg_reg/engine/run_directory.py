@@ -221,7 +221,8 @@ class RunDirectory:
                 f"{self.path}: is not a run directory (no config.yaml). "
                 "`python -m medseg_reg.train --config FILE` makes one."
             )
-        return self._read()
+        found: Config = self._read()
+        return found
 
     def data_facts(self) -> DataFacts:
         """Read what the run knows of its data."""
@@ -312,7 +313,7 @@ class RunDirectory:
 
 def environment() -> dict[str, Any]:
     """Return versions, processor and accelerator, as plain types."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -146,7 +146,7 @@ def surface_scores(
 
 
 def _of_frames(mine: Array, other: Array) -> list[SurfaceDistances]:
-    used = (mine | other).any(axis=(1, 2))
+    used = np.asarray((mine | other).any(axis=(1, 2)))
     # One empty frame tells the diagonal where all are.
     used[0] |= not used.any()
     return [surface_distances(mine[n], other[n]) for n in np.flatnonzero(used)]

@@ -100,7 +100,8 @@ class PictureOutput:
     def _write_maps(self, number: int, maps: Mapping[str, Array]) -> None:
         if self.maps:
             with replacing(self.maps[number], durable=False) as temporary:
-                np.savez_compressed(temporary, **maps)
+                # NumPy's stub takes a name for that of an option.
+                np.savez_compressed(temporary, **maps)  # type: ignore[arg-type]
         if self.pictures:
             gray = maps["entropy"] / np.log(self.classes) * 255
             picture = np.clip(np.nan_to_num(gray), 0, 255).round().astype(np.uint8)

@@ -69,10 +69,10 @@ def width_curve(
             f"width {width:g}",
             config.training.progress,
         )
-        tables = [
+        per_case, per_slice = (
             table(store, counts, config.evaluation.empty) for table in (case_table, slice_table)
-        ]
-        score = summarise(*tables, config)
+        )
+        score = summarise(per_case, per_slice, config)
         rows.append(
             {
                 "width": width,

@@ -23,7 +23,7 @@ from pydicom.uid import (
 from medseg_reg.errors import MedsegError
 
 # The transfer syntaxes that are not compressed, and their order of bytes.
-NATIVE = {
+NATIVE: dict[str, str] = {
     ImplicitVRLittleEndian: "<",
     ExplicitVRLittleEndian: "<",
     DeflatedExplicitVRLittleEndian: "<",

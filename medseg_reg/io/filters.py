@@ -106,5 +106,5 @@ def to_8_bits(image: Array, is_hu: bool) -> Array:
     if image.dtype == np.uint8:
         return image
     low, high = HU_WINDOW if is_hu else percentiles(image, PERCENTILES)
-    scaled = (image.astype(np.float32) - low) / max(float(high - low), 1e-6)
+    scaled: Array = (image.astype(np.float32) - low) / max(float(high - low), 1e-6)
     return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)

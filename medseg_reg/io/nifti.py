@@ -24,7 +24,7 @@ MAX_VOLUME_BYTES = 1 << 34
 HEADER_BYTES = 1 << 12
 PACKED_HEADER_BYTES = 1 << 16
 UNSCALED = (1.0, 0.0)
-_HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_HEADERS: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _BAD_HEADER = (
     HeaderDataError,
     ImageFileError,
@@ -133,8 +133,9 @@ def _inflate(path: Path | str, content: bytes | mmap.mmap, size: int) -> tuple[b
                 parts.append(unpacker.decompress(content, size - length + 1))
                 length += len(parts[-1])
                 content = unpacker.unconsumed_tail
-        except isal_zlib.error as error:
-            if whole and not content.startswith(GZIP_MAGIC):
+        # Its stub takes the class for an instance.
+        except isal_zlib.error as error:  # type: ignore[misc]
+            if whole and content[: len(GZIP_MAGIC)] != GZIP_MAGIC:
                 break  # padding after the last member
             raise MedsegError(
                 f"{path}: the compressed file is damaged ({error}). Copy or download it again."
@@ -151,7 +152,7 @@ def _parse_header(path: Path | str, start: bytes) -> nibabel.Nifti1Header:
     if kind is None or len(start) < kind.template_dtype.itemsize:
         raise MedsegError(f"{path}: is not a NIfTI file (no NIfTI header at its start).")
     try:
-        header = kind(start[: kind.template_dtype.itemsize], check=False)
+        header: nibabel.Nifti1Header = kind(start[: kind.template_dtype.itemsize], check=False)
         if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
             raise MedsegError(
                 f"{path}: is not a one-file NIfTI (magic {header['magic'].item()!r}). "

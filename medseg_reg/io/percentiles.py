@@ -103,6 +103,7 @@ def _values(keys: Array, dtype: np.dtype[Any]) -> Array:
     """Return the pixels of some keys."""
     bits = keys.astype(f"u{dtype.itemsize}")
     sign = bits.dtype.type(_SIGNS[dtype.name])
+    as_stored: Array = bits ^ sign
     if dtype.kind == "f":
-        return np.where(bits & sign, bits ^ sign, ~bits).view(dtype)
-    return (bits ^ sign).view(dtype)
+        as_stored = np.where(bits & sign, as_stored, ~bits)
+    return as_stored.view(dtype)

@@ -7,6 +7,7 @@ arXiv:1804.03999.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv
@@ -125,7 +126,7 @@ class AttentionUNet(UNet):
         """Multiply the skip map by its coefficients."""
         key = str(level)
         if key in self.gate:
-            gate = self.attention[key]
+            gate: Any = self.attention[key]
             skip = skip * gate.coefficients(self.gate[key](gate.joined(skip, below)))
         arrived: torch.Tensor = self.skip[level](skip)
         return arrived

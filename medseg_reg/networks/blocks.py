@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.blocks import UpSample
+from monai.networks.blocks.upsample import UpSample
 from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
@@ -70,7 +70,8 @@ class ConvBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to (B, out_channels, *spatial)."""
         x = self.between_convs(self.act1(self.norm1(self.conv1(x))))
-        return self.after_block(self.act2(self.after_norm(self.norm2(self.conv2(x)))))
+        y: torch.Tensor = self.after_block(self.act2(self.after_norm(self.norm2(self.conv2(x)))))
+        return y
 
 
 class UpBlock(ConvBlock):
@@ -102,4 +103,5 @@ class UpBlock(ConvBlock):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Join a map from below with the skip connection of twice its size."""
+        assert skip is not None  # noqa: S101 - optional only as ConvBlock takes one map
         return super().forward(torch.cat([skip, self.up(x)], dim=1))

@@ -205,7 +205,7 @@ class _Recorder(TorchDispatchMode):
     """Notes every operation, with sizes in place of tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives no types
         self.operations: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(

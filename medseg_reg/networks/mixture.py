@@ -8,6 +8,7 @@ Mixture of Experts", Neurocomputing 419, 2021, arXiv:1812.10158.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,8 @@ class HierarchicalMixture(nn.Module):
 
 def _like(conv: _ConvNd, channels: int) -> _ConvNd:
     """Return a new convolution with other output channels."""
-    return type(conv)(
+    kind: Any = type(conv)  # which takes fewer arguments than its base
+    twin: _ConvNd = kind(
         conv.in_channels,
         channels,
         conv.kernel_size,
@@ -96,6 +98,7 @@ def _like(conv: _ConvNd, channels: int) -> _ConvNd:
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
+    return twin
 
 
 def mix_head(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Take away what `pad_to_multiple` added to an image of this size."""
     if torch.compiler.is_exporting():
         return _by_index(x, size)
-    return x[(..., *(slice(0, n) for n in size))]
+    kept: tuple[Any, ...] = (..., *(slice(0, n) for n in size))
+    return x[kept]
 
 
 def _by_index(x: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -231,7 +231,9 @@ class SparseExperts(nn.Module):
 
 
 def _needs_fixed_shapes() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    # Documented, but neither listed nor typed.
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_exporting() or bool(tracing)
 
 
 def _shuffled(module: nn.Module) -> nn.Module:

@@ -95,11 +95,10 @@ class TokenSelection(nn.Module):
         self.keep, self.weight, self.temperature = float(keep), float(weight), float(temperature)
         self.prefix_tokens = prefix_tokens
         hidden = max(8, width // 4)
-        self.predictor = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1)
-        )
+        first, last = nn.Linear(width, hidden), nn.Linear(hidden, 1)
+        self.predictor = nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), last)
         # It begins near its target, not at one half.
-        nn.init.constant_(self.predictor[-1].bias, math.log(keep / (1 - keep)))
+        nn.init.constant_(last.bias, math.log(keep / (1 - keep)))
         self.fast = nn.Linear(width, width) if fast else None
         self.in_evaluation = True
         self.penalty: Tensor | None = None

@@ -7,6 +7,7 @@ ICASSP 2020, doi 10.1109/ICASSP40776.2020.9053405, arXiv:2004.08790.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv, Pool
@@ -199,10 +200,11 @@ class UNet3Plus(nn.Module):
         padded = pad_to_multiple(x, self.factor, self.two_at_least)
         maps = self._encode(self.input(padded))
         deepest = maps[-1]
+        skips: list[Any] = list(self.skip)
         for level in reversed(range(len(self.decoder))):
-            node = self.decoder[level]
+            node: Any = self.decoder[level]
             resized = [resize(m) for resize, m in zip(node.resize, maps, strict=True)]
-            maps[level] = node([self.skip[i][level](m) for i, m in enumerate(resized)])
+            maps[level] = node([skips[i][level](m) for i, m in enumerate(resized)])
         whole = self.classify(self.head(maps[0]))
         if not self.training and self.presence is not None:
             whole = guide(whole, self.presence(deepest))

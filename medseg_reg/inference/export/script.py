@@ -63,5 +63,6 @@ def without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.\w+` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r".*torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        # Documented, but not listed among the names of torch.jit.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield

@@ -77,7 +77,8 @@ def compare_all(source: Source, resamples: int = 10_000) -> Comparisons:
             needed.append(seeds_needed(kept, source.baseline, DIFFERENCE, alpha=alpha))
     # Empty tables hold the columns; their types must not decide those of the rest.
     joined = [pd.concat(some[1:] or some, ignore_index=True) for some in (every, ranked, needed)]
-    return Comparisons(*(source.ordered(one) for one in joined), list(notes))
+    compared, in_order, seeds = (source.ordered(one) for one in joined)
+    return Comparisons(compared, in_order, seeds, list(notes))
 
 
 def _of(source: Source, pair: Pair) -> pd.DataFrame:

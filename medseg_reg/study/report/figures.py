@@ -357,7 +357,7 @@ def _box(axes: Any, values: Any, y: float, colour: str) -> None:
         return
     low, first, middle, third, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
     axes.plot([low, high], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
-    shape = {"facecolor": colour, "edgecolor": colour, "alpha": 0.22, "zorder": 2}
+    shape: dict[str, Any] = {"facecolor": colour, "edgecolor": colour, "alpha": 0.22, "zorder": 2}
     axes.add_patch(Rectangle((first, y - 0.27), third - first, 0.54, **shape))
     axes.plot([middle, middle], [y - 0.27, y + 0.27], color=colour, linewidth=2.4, zorder=4)
 

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot, rc_context
@@ -42,7 +43,7 @@ def write_panels(panels: Sequence[Panel], folder: Path) -> list[Path]:
 def draw(panel: Panel) -> dict[str, bytes]:
     """Return the pictures of a case as PNG and SVG, the same bytes each time."""
     image = opened(panel.image)
-    names = {"font.size": 7, "svg.hashsalt": "panel", "figure.facecolor": "white"}
+    names: dict[Any, Any] = {"font.size": 7, "svg.hashsalt": "panel", "figure.facecolor": "white"}
     found = {}
     with rc_context({**RC, **names}):
         columns = min(COLUMNS, len(panel.views))
@@ -56,7 +57,7 @@ def draw(panel: Panel) -> dict[str, bytes]:
             axis.imshow(np.asarray(seen.convert("RGB")), interpolation="none")
             axis.set_title(f"{view.name}\n{view.text}", fontsize=7)
         shown = zip(COLOURS, NAMES, strict=True)
-        marks = [Patch(color=[part / 255 for part in c], label=name) for c, name in shown]
+        marks = [Patch(color=(r / 255, g / 255, b / 255), label=text) for (r, g, b), text in shown]
         figure.legend(handles=marks, loc="lower center", ncols=len(marks), fontsize=7)
         figure.tight_layout(rect=(0, 0.25 / size[1], 1, 1))
         for suffix, about in (("png", {"Software": None}), ("svg", {"Date": None})):

@@ -185,7 +185,8 @@ def _overlay(values: Array, colours: tuple[tuple[int, int, int], ...]) -> str:
 
 
 def _uri(picture: Image.Image, **options: Any) -> str:
-    if picture.mode == "RGB" and picture.getextrema()[0] == picture.getextrema()[2]:
+    extrema: Any = picture.getextrema()
+    if picture.mode == "RGB" and extrema[0] == extrema[2]:
         gray = picture.convert("L")
         if np.array_equal(np.asarray(gray.convert("RGB")), np.asarray(picture)):
             picture = gray

@@ -157,7 +157,7 @@ class ControllerSampler:
         advantages = self._advantages(torch.tensor([r for _, r in known], dtype=torch.float64))
         log_p, entropy = self.controller(tokens)
         self._optimizer.zero_grad()
-        policy_loss(log_p, entropy, advantages, self.settings.entropy).backward()  # type: ignore[no-untyped-call]
+        policy_loss(log_p, entropy, advantages, self.settings.entropy).backward()
         self._optimizer.step()
 
     def _advantages(self, rewards: Tensor) -> Tensor:
