@@ -130,6 +130,8 @@ def write_run(folder: Path, dataset: str, layers: list[dict[str, object]], seed:
     versions = {"packages": {"torch": "2.15.0", "monai": "1.6.1"}, "python": "3.11.7", "gpu": None}
     summary = {"notes": [f"{dataset} is made up"], "valid_for_reporting": True}
     summary["network"] = {"parameters": 1234}
+    summary["surface"] = {"unit": "px", "tolerance": 2.0, "missing_policy": "diagonal"}
+    summary["empty_policy"] = "one"
     for name, content in (
         ("placement.json", placed),
         ("environment.json", versions),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from medseg_reg.study.report.drawing import slug
 from medseg_reg.study.report.panel_files import write_panels
-from medseg_reg.study.report.panels import COLOURS, Panel, View, _overlay, _uri
+from medseg_reg.study.report.panels import CLASSES, COLOURS, Panel, View, _overlay, _uri
 
 
 def panel(case: str) -> Panel:
@@ -43,6 +43,13 @@ def test_many_methods_stand_in_rows_as_wide_as_a_page(tmp_path):
     blue = pixels[..., 2] - pixels[..., 0] > 60
     cells = [half for row in np.array_split(blue, 2) for half in np.array_split(row, 4, axis=1)]
     assert [bool(cell.sum() > 5000) for cell in cells] == [True] * 6 + [False] * 2
+
+
+def test_the_classes_of_the_truth_stand_in_the_legend(tmp_path):
+    one = panel("a")
+    one.classes = [("left ventricle", CLASSES[0]), ("myocardium", CLASSES[1])]
+    text = write_panels([one], tmp_path)[1].read_text("utf-8")
+    assert all(word in text for word in ("truth: left ventricle", "truth: myocardium", "spurious"))
 
 
 def test_the_same_pictures_are_the_same_bytes(tmp_path):

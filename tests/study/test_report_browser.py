@@ -199,17 +199,22 @@ def test_the_page_never_scrolls_sideways(browser: Any, made_study: Path, width: 
     assert sizes[0] <= sizes[1]
     cut = page.evaluate(
         "[...document.querySelectorAll('.table')].map(one => [!one.querySelector('.more').hidden,"
-        " one.querySelector('.scroll').scrollWidth > one.querySelector('.scroll').clientWidth])"
+        " one.querySelector('.scroll').scrollWidth > one.querySelector('.scroll').clientWidth,"
+        " one.querySelector('.scroll').scrollHeight > one.querySelector('.scroll').clientHeight,"
+        " one.querySelectorAll('tbody tr').length])"
     )
-    assert [told for told, _ in cut] == [more for _, more in cut]
-    assert any(told for told, _ in cut) or width > 1280
+    assert [told for told, *_ in cut] == [aside or below for _, aside, below, _ in cut]
+    assert any(told for told, *_ in cut)
+    assert not any(below for *_, below, rows in cut if rows <= 30)  # a short table is seen whole
     next(opened, None)
 
 
 def test_on_paper_everything_is_unfolded_and_dark_on_light(page: Any) -> None:
     page.get_by_role("button", name="Dark page").click()
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 between its margins
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
     assert background(page) == "rgb(255, 255, 255)"
     assert not page.locator(".stage").first.is_visible()
     assert page.locator("[data-name=runs] table").is_visible()

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import pyplot
 
 from medseg_reg.study.report.drawing import Figure, finish, slug, write_figures
+from medseg_reg.study.report.page import breakable
 
 # What is the same where every other sign becomes one hyphen.
 ALIKE = ("a.b", "a-b", "a b", "a--b", "a.b.", "-a-b", "a", "b", "a_b", "ä", "ö", "", "-")
@@ -43,3 +44,9 @@ def test_alike_names_overwrite_no_file_and_share_no_identifier(tmp_path: Path):
     identifiers = [re.findall(r'\bid="([^"]+)"', figure.inline) for figure in figures]
     assert all(identifiers)
     assert len(set().union(*identifiers)) == sum(map(len, identifiers))
+
+
+def test_a_long_name_breaks_behind_its_signs_and_never_becomes_markup(made_study: Path):
+    assert breakable("a_b-c.d/e") == "a_<wbr>b-<wbr>c.<wbr>d/<wbr>e"
+    assert breakable("<b>&") == "&lt;b&gt;&amp;"
+    assert "<b>heuristic_<wbr>k2</b>" in (made_study / "report.html").read_text("utf-8")

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 
 from medseg_reg.study.grid import expand
 from medseg_reg.study.report.drawing import RC
-from medseg_reg.study.report.figures import mark_numbers, sweep
+from medseg_reg.study.report.figures import fewer_ticks, mark_numbers, sweep
 from medseg_reg.study.report.sweeps import Sweep, find_sweeps
 from medseg_reg.study.spec import load_study
 from tests.study.studies import study_of
@@ -70,6 +70,20 @@ def test_labels_do_not_overlap_and_the_ends_keep_theirs(numbers, width):
     assert {f"{numbers[0]:g}", f"{numbers[-1]:g}"} <= boxes.keys()
     order = list(boxes.values())
     assert all(left.x1 < right.x0 for left, right in pairwise(order))
+
+
+@pytest.mark.parametrize("ends", [(-0.071, 0.027), (-140, 60), (0.9995, 0.9996)])
+def test_ticks_are_taken_away_until_their_labels_stand_apart(ends):
+    with matplotlib.rc_context(RC):
+        figure, axes = pyplot.subplots(figsize=(1.6, 1), layout="constrained")
+        axes.plot(ends, (0, 0))
+        fewer_ticks(axes)
+        figure.canvas.draw()
+    pyplot.close(figure)
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    low, high = axes.get_xlim()
+    assert any(low <= tick <= high for tick in axes.get_xticks())
 
 
 def test_all_numbers_of_the_paper_have_a_label():

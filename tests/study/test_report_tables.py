@@ -75,6 +75,13 @@ def test_the_interval_that_decides_is_shown_beside_each_comparison(made_study: P
     assert "where the thin line covers 0, no difference is supported" in shown
 
 
+def test_the_scores_have_their_units_and_rules_beside_them(made_study: Path) -> None:
+    assert (
+        "phantom, gone: distances in px, surface DICE within 2.0 px, evaluation.missing is "
+        "diagonal, evaluation.empty is one."
+    ) in page(made_study)
+
+
 def test_seeds_are_needed_for_the_level_that_a_finding_must_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_study: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import matplotlib
@@ -147,6 +148,7 @@ def forest(
     axes.set_xlabel(f"difference in {shown.what} to {short(source.baseline)}; {shown.reading}")
     _rows(axes, list(rows.index))
     axes.margins(x=0.08)
+    fewer_ticks(axes)
     caption = (
         f"{_title(pair)}: difference to {source.baseline} {shown.caption} Thin lines: the "
         "intervals that hold for all methods together."
@@ -181,8 +183,9 @@ def distribution(source: Source, pair: Pair, unit: Literal["group", "seed"]) -> 
     what = "patient (or video)" if unit == "group" else "seed"
     axes.set_xlabel(f"DICE of each {what}")
     over = "the mean over seeds" if unit == "group" else "the mean over patients"
+    some = f" (of {MOST_LINES} of {len(wide)})" if len(wide) > MOST_LINES else ""
     caption = (
-        f"{_title(pair)}: each point is one {what}, {over}; thin lines join the same {what}. "
+        f"{_title(pair)}: each point is one {what}, {over}; thin lines join the same {what}{some}. "
         "Boxes: quartiles and median; whiskers: lowest and highest."
     )
     parts = [
@@ -247,6 +250,20 @@ def mark_numbers(axes: Any, numbers: Sequence[float], logarithmic: bool) -> None
         else:
             right = boxes[i].x1
     axes.set_xticks(numbers, texts)
+
+
+def fewer_ticks(axes: Any) -> None:
+    """Take fewer ticks from the x axis until their labels stand apart.
+
+    Args:
+        axes: with everything drawn that makes it narrower.
+    """
+    for number in (4, 3, 2, 1):
+        axes.figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        if all(one.x1 + one.height / 2 < other.x0 for one, other in pairwise(boxes)):
+            return
+        axes.locator_params(axis="x", nbins=number)
 
 
 def curves(source: Source, pair: Pair) -> Figure | None:

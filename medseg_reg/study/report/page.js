@@ -97,11 +97,16 @@
     return rows.map(line).join("\n") + "\n";
   }
 
-  // Scroll bars hide on many screens, and what is cut off at the edge of a column looks whole.
-  function tellOfColumns(area) {
-    const told = make("p", { className: "note more", hidden: true }, "Scroll sideways: there are more columns.");
+  // Scroll bars hide on many screens, and what is cut off at the edge of a column or row looks whole.
+  function tellOfMore(area) {
+    const told = make("p", { className: "note more" });
     area.before(told);
-    const show = () => { told.hidden = area.scrollWidth <= area.clientWidth; };
+    const show = () => {
+      const aside = area.scrollWidth > area.clientWidth ? "Scroll sideways: there are more columns. " : "";
+      const below = area.scrollHeight > area.clientHeight ? "Scroll down: there are more rows." : "";
+      told.textContent = aside + below;
+      told.hidden = !told.textContent;
+    };
     new ResizeObserver(show).observe(area);
     show();
   }
@@ -113,7 +118,7 @@
       button.addEventListener("click", () => sortBy(table, index));
       head.replaceChildren(button);
     });
-    tellOfColumns(box.querySelector(".scroll"));
+    tellOfMore(box.querySelector(".scroll"));
     if (table.tBodies[0].rows.length < 2) return;
     const told = make("output", { "aria-live": "polite" });
     const caption = table.caption.textContent;
@@ -162,7 +167,8 @@
         const view = views[select.selectedIndex];
         one.picture.src = view.querySelector("img").src;
         one.picture.alt = view.querySelector("img").alt;
-        one.tag.textContent = names[select.selectedIndex];
+        // With the places where a long name may break.
+        one.tag.replaceChildren(...view.querySelector("figcaption b").cloneNode(true).childNodes);
       };
       select.addEventListener("change", show);
       show();

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from medseg_reg.files import write_text
 from medseg_reg.study.report import measured, panels, provenance, tables, words
@@ -66,6 +67,7 @@ def render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda figure: Markup(figure.inline)  # noqa: S704
+    environment.filters["breakable"] = breakable
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("template.html").render(
@@ -73,17 +75,25 @@ def render(**content: Any) -> str:
         script=Markup(script),  # noqa: S704
         digest=digest,
         commands=provenance.commands(content["source"]),
-        legend=list(zip(panels.NAMES, panels.COLOURS, strict=True)),
+        errors=list(zip(panels.NAMES, panels.COLOURS, strict=True)),
         **content,
     )
 
 
+def breakable(name: str) -> Markup:
+    """Return a name that a narrow column breaks behind its signs, not within a word.
+
+    >>> print(breakable("heuristic_dropout"))
+    heuristic_<wbr>dropout
+    """
+    return Markup(re.sub(r"([_./-])", r"\1<wbr>", str(escape(name))))  # noqa: S704
+
+
 def _content(source: Source, cases: int) -> dict[str, Any]:
+    found = compare_all(source)
     if source.results.empty:
-        found = compare_all(source)
         return {"compared": found, "figures": {}, "panels": [], "problems": [], "tables": {}}
     confidence = f"{CONFIDENCE:.0%}".replace("%", " %")
-    found = compare_all(source)
     sweeps = {pair: find_sweeps(source, pair) for pair in source.pairs}
     shown, problems = panels.make_panels(source, cases)
     tested = measured.compare_measures(source)

@@ -46,9 +46,13 @@ def draw(panel: Panel) -> dict[str, bytes]:
     names: dict[Any, Any] = {"font.size": 7, "svg.hashsalt": "panel", "figure.facecolor": "white"}
     found = {}
     with rc_context({**RC, **names}):
+        shown = [(f"truth: {name}", colour) for name, colour in panel.classes]
+        shown += zip(NAMES, COLOURS, strict=True)
+        marks = [Patch(color=(r / 255, g / 255, b / 255), label=text) for text, (r, g, b) in shown]
+        below = 0.2 * -(-len(marks) // COLUMNS)
         columns = min(COLUMNS, len(panel.views))
         rows = -(-len(panel.views) // columns)
-        size = (INCHES * columns, (INCHES + 0.35) * rows + 0.3)
+        size = (INCHES * columns, (INCHES + 0.35) * rows + below + 0.1)
         figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
@@ -56,10 +60,8 @@ def draw(panel: Panel) -> dict[str, bytes]:
             seen = Image.alpha_composite(image, opened(view.overlay))
             axis.imshow(np.asarray(seen.convert("RGB")), interpolation="none")
             axis.set_title(f"{view.name}\n{view.text}", fontsize=7)
-        shown = zip(COLOURS, NAMES, strict=True)
-        marks = [Patch(color=(r / 255, g / 255, b / 255), label=text) for (r, g, b), text in shown]
-        figure.legend(handles=marks, loc="lower center", ncols=len(marks), fontsize=7)
-        figure.tight_layout(rect=(0, 0.25 / size[1], 1, 1))
+        figure.legend(handles=marks, loc="lower center", ncols=COLUMNS, fontsize=7)
+        figure.tight_layout(rect=(0, below / size[1], 1, 1))
         for suffix, about in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=200, metadata=about)

@@ -27,6 +27,7 @@ PIXELS = 512
 # Correct, missed, spurious, another class; safe for colour-blind eyes on gray images.
 COLOURS = ((0, 158, 115), (86, 180, 233), (230, 97, 0), (240, 228, 66))
 NAMES = ("correct", "missed", "spurious", "wrong class")
+Colour = tuple[int, int, int]
 CLASSES = ((0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (240, 228, 66))
 ALPHA = 150
 
@@ -43,7 +44,18 @@ class View:
 
 @dataclass
 class Panel:
-    """One slice of one test case: the image and what each method says of it."""
+    """One slice of one test case: the image and what each method says of it.
+
+    Attributes:
+        pair: data set and network.
+        case: its name.
+        why: the rule by which it was chosen.
+        number: of the slice.
+        image: a data URI of the slice.
+        views: the truth, the image alone, and the methods.
+        classes: the classes that the truth has, with their colours there; none where there is one
+            class, which needs no legend.
+    """
 
     pair: Pair
     case: str
@@ -51,6 +63,7 @@ class Panel:
     number: int
     image: str
     views: list[View] = field(default_factory=list)
+    classes: list[tuple[str, Colour]] = field(default_factory=list)
 
 
 def make_panels(source: Source, count: int = 3) -> tuple[list[Panel], list[str]]:
@@ -117,6 +130,7 @@ class _Slice:
     image: Array
     mask: Array
     number: int
+    classes: tuple[str, ...]
 
 
 def _views(
@@ -134,7 +148,7 @@ def _views(
         if store.ignore_label is not None:
             ignored = truth == store.ignore_label
             truth, labels = np.where(ignored, 0, truth), np.where(ignored, 0, labels)
-        seen = _Slice(np.asarray(images[number]), np.asarray(truth), number)
+        seen = _Slice(np.asarray(images[number]), np.asarray(truth), number, store.classes)
         errors = compare_labels(labels, seen.mask)
         seed = int(rows.loc[rows["run"] == name, "seed"].iloc[0])
         text = f"DICE of the case {score(scores[case])}, seed {seed}"
@@ -160,6 +174,9 @@ def _begin(pair: Pair, case: str, why: str, seen: _Slice) -> Panel:
     share = float((seen.mask > 0).mean())
     alt = f"True labels of {case}, slice {seen.number}: {100 * share:.1f} % of the picture."
     classes = np.where(seen.mask > 0, (seen.mask - 1) % len(CLASSES) + 1, 0).astype(np.uint8)
+    if len(seen.classes) > 2:
+        there = (int(one) for one in np.unique(seen.mask) if one)
+        panel.classes = [(seen.classes[one], CLASSES[(one - 1) % len(CLASSES)]) for one in there]
     panel.views.append(View("truth", "as labelled", alt, _overlay(classes, CLASSES)))
     plain = View("image", "without labels", f"Image of {case}.", _overlay(empty, COLOURS))
     panel.views.append(plain)
@@ -173,7 +190,7 @@ def _account(errors: Array) -> str:
     )
 
 
-def _overlay(values: Array, colours: tuple[tuple[int, int, int], ...]) -> str:
+def _overlay(values: Array, colours: tuple[Colour, ...]) -> str:
     """Return a see-through picture of labels; placed as `draw_slice` places its image."""
     size = min(PIXELS, max(values.shape))
     rows, columns = (max(1, round(n * size / max(values.shape))) for n in values.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -259,8 +259,27 @@ def measures(source: Source) -> Table:
     frame = source.ordered(means[list(source.metrics)].reset_index())
     shown = {m: (METRICS.get(m, m).replace("volume", "|volume|"), score) for m in source.metrics}
     note = "Means over patients and seeds; cases without a value are left out of their own score."
+    note = " ".join([note, *_policies(source)])
     caption = "All scores of every method"
     return from_frame("scores", caption, frame, {**WHERE, **shown}, note, "method")
+
+
+def _policies(source: Source) -> Iterator[str]:
+    """Say by which rules the scores of each data set were taken, and in which unit distances."""
+    said: dict[str, list[str]] = {}
+    for dataset, run in source.runs.groupby("dataset", sort=False)["run"].first().items():
+        summary = source.file(run, "summary.json") or {}
+        surface, parts = summary.get("surface"), []
+        if surface:
+            unit = surface["unit"]
+            parts += [f"distances in {unit}", f"surface DICE within {surface['tolerance']} {unit}"]
+            parts += [f"evaluation.missing is {surface['missing_policy']}"]
+        if empty := summary.get("empty_policy"):
+            parts += [f"evaluation.empty is {empty}"]
+        if parts:
+            said.setdefault(", ".join(parts), []).append(str(dataset))
+    for text, datasets in said.items():
+        yield f"{', '.join(datasets)}: {text}."
 
 
 def classes(source: Source) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -185,7 +184,7 @@ def _secondary(source: Source) -> Iterator[str]:
             f"DICE is the headline. Other scores ({', '.join(more)}) are shown beside it; with so "
             "many looks some of them differ by chance, and Holm's correction does not cover that."
         )
-    if not math.isclose(len(source.results), 0):
+    if len(source.results):
         yield (
             "The numbers hold for these data, splits, rates and budgets. They do not say which "
             "method is best after tuning, or on other data."
