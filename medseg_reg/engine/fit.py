@@ -99,7 +99,7 @@ def fit(config: Config) -> RunDirectory:
         require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
         # All that can be wrong has been looked at: from here on, files are written.
         run.prepare(config)
-        run.note_pretrained(pretrained, origin and origin.as_dict())
+        run.note_pretrained(pretrained, origin.as_dict() if origin else None)
         if teacher is not None:
             write_json(run.path / "teacher.json", teacher)
         note_data(run, facts, data)

@@ -158,7 +158,7 @@ def _before(
     run: RunDirectory, splits: Splits, store: SliceStore, known: frozenset[Path]
 ) -> Iterator[Origin]:
     """Go through what a run has learned elsewhere, as far as that is still what it was."""
-    numbers = {"tested": len(splits.test), "validated": len(splits.val)}
+    tested, validated = len(splits.test), len(splits.val)
     teacher, pretrained = (run.path / name for name in ("teacher.json", "pretrained.json"))
     if teacher.exists():
         note = read_json(teacher)
@@ -166,14 +166,14 @@ def _before(
         if _is_still(other.weights, note) and other.path.resolve() not in known:
             yield origin_of_run(other, "teacher", splits, store, known)
         else:
-            yield Origin("teacher", note["run"], **numbers)
+            yield Origin("teacher", note["run"], tested=tested, validated=validated)
     if pretrained.exists():
         note = read_json(pretrained)
         path = Path(note["file"])
         if _is_still(path, note):
             yield origin_of_file(path, splits, store, known)
         else:
-            yield Origin("file", note["file"], **numbers)
+            yield Origin("file", note["file"], tested=tested, validated=validated)
 
 
 def _is_still(weights: Path, note: Any) -> bool:

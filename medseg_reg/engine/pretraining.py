@@ -142,7 +142,7 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
         require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 1))
         # All that can be wrong has been looked at: from here on, files are written.
         run.prepare(config)
-        run.note_pretrained(pretrained, origin and origin.as_dict())
+        run.note_pretrained(pretrained, origin.as_dict() if origin else None)
         note_data(run, facts, data)
     else:
         wait_for(run.path / "splits.json")

@@ -48,7 +48,8 @@ def _sources(config: Config) -> tuple[Path | None, ...]:
     """Return the teacher and the files of weights of a run."""
     teacher = config.regularization.error.distillation
     network = config.network
-    return (teacher and teacher.teacher, network.pretrained, network.encoder_weights)
+    named = teacher.teacher if teacher else None
+    return (named, network.pretrained, network.encoder_weights)
 
 
 def _lack(config: Config, run: RunDirectory) -> str:
