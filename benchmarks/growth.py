@@ -89,7 +89,7 @@ def loading_growth(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         stores = {number: Path(name) / str(number) / "store" for number in cases}
         for number, store in stores.items():
-            make_demo(store, cases=number, size=128, slices=8)
+            make_demo(store, cases=number, size=128, slices=8, tell=lambda _: None)
         for _ in range(min(5, options.rounds)):
             for number, times in cases.items():
                 times.append(loaded(stores[number], 0, options.slices))

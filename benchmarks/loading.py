@@ -122,7 +122,7 @@ def loops(store: SliceStore, folder: Path) -> dict[str, Callable[[int], object]]
 def measure_loading(size: int, slices: int, repeats: int, device: str) -> dict[str, list[float]]:
     """Return the seconds of single items, the tasks in turns."""
     with tempfile.TemporaryDirectory() as folder:
-        make_demo(Path(folder) / "store", cases=3, size=size, slices=slices)
+        make_demo(Path(folder) / "store", cases=3, size=size, slices=slices, tell=lambda _: None)
         store = SliceStore(Path(folder) / "store")
         timed = {**tasks(store, size), **loops(store, Path(folder))}
         times: dict[str, list[float]] = {name: [] for name in timed}

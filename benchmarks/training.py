@@ -266,7 +266,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     times: dict[str, dict[str, list[float]]] = {p: {w: [] for w in WAYS} for p in PAIRS}
     with tempfile.TemporaryDirectory() as name:
         store = Path(name) / "store"
-        make_demo(store, cases=4, size=options.size, slices=24)
+        make_demo(store, cases=4, size=options.size, slices=24, tell=lambda _: None)
         for _ in range(options.rounds):
             for pair in PAIRS:
                 for way in WAYS:

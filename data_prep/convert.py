@@ -97,6 +97,7 @@ def convert(
     description: Description,
     arguments: argparse.Namespace,
     settings: dict[str, Any],
+    tell: Callable[[str], None] = print,
 ) -> SliceStore:
     """Convert all cases into the slice store `arguments.out`, or go on where a run stopped.
 
@@ -106,6 +107,7 @@ def convert(
         description: what the data are.
         arguments: what `add_common_arguments` parsed.
         settings: every option that decides what is written, plain JSON types alone.
+        tell: gets what a user is told: what was there already, and the summary of the store.
 
     Raises:
         MedsegError: nothing to convert, or cases that could not be read. The cases that could
@@ -115,7 +117,7 @@ def convert(
     selection = {"skip": sorted(arguments.skip), "sources": _fingerprint(sources)}
     writer = StoreWriter(arguments.out, description, settings, selection)
     if (store := writer.finished()) is not None:
-        print(
+        tell(
             f"{arguments.out}: is already complete ({len(store.rows)} cases); nothing to do: the "
             "sources have the same names and sizes; their contents were not compared."
         )
@@ -124,14 +126,14 @@ def convert(
         writer.begin()
         todo = [source for source in sources if not writer.has(source)]
         if there := len(sources) - len(todo):
-            print(f"{arguments.out}: going on; {_cases(there)} {_are(there)} already there.")
+            tell(f"{arguments.out}: going on; {_cases(there)} {_are(there)} already there.")
         failures = _convert_all(todo, read, writer, arguments.workers)
     finally:
         writer.discard_if_empty()
     if failures:
         raise _told_together(failures, kept=sum(writer.has(source) for source in sources))
     store = writer.publish([source.name for source in sources])
-    print(summary(store))
+    tell(summary(store))
     return store
 
 

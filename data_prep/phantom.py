@@ -14,7 +14,7 @@ import argparse
 import shutil
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,12 @@ def make_demo(
     slices: int = 24,
     seed: int = 0,
     workers: int = 1,
+    tell: Callable[[str], None] = print,
 ) -> Path:
     """Make a phantom data set in `source` beside a slice store, and convert it to the store.
 
-    A store of the same numbers is kept as it is, whether its source is still there or not.
+    A store of the same numbers is kept as it is, whether its source is still there or not. `tell`
+    gets the summary of a new one.
 
     Returns:
         The path of the slice store.
@@ -115,7 +117,7 @@ def make_demo(
     make_phantom(source, cases=cases, size=size, slices=slices, seed=seed)
     sources = pair(find_scans(source), find_labels(source, LABEL), duplicates=False)
     options = argparse.Namespace(out=store, workers=workers, skip=[])
-    convert(sources, partial(read_case), DESCRIPTION, options, settings)
+    convert(sources, partial(read_case), DESCRIPTION, options, settings, tell)
     return store
 
 

@@ -6,8 +6,8 @@
     python docs/make_methods.py --check              # only says whether the pages are up to date
 
 Pages come from the docstrings and class attributes; what `method_notes.py` says beside them is
-what no docstring can say, and in `systems.py` what each was verified against. Pictures are drawn
-anew by the same seed, and are not compared.
+what no docstring can say, and in `systems_layers.py` what each was verified against. Pictures are
+drawn anew by the same seed, and are not compared.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from docstring_markdown import cell
-from systems import KINDS, LOSSES, METHODS, NETWORKS, PREDICTION, TRAINING, System
+from systems import KINDS, LOSSES, NETWORKS, PREDICTION, TRAINING, System
+from systems_layers import METHODS
 
 from medseg_reg.regularizers import regularizer_class
 from medseg_reg.regularizers.catalogue import Entry
@@ -27,7 +28,7 @@ _WHERE = {
 # Keys of a configuration that are systems too, and an analysis.
 _PARTS = ("tree_depth", "experts", "token_selection", "token_labels", "masking", "patch_impacts")
 # Stands for a method without an entry.
-NEW = System("", {}, "told in `docs/systems.py`: nothing yet")
+NEW = System("", {}, "told in `docs/systems_layers.py`: nothing yet")
 _PAGE = """\
 # Systems of the literature, and how they were verified
 
@@ -38,11 +39,11 @@ What a system was compared with:
 
 {kinds}
 
-Each comparison is a link to the test file; the test itself is named in `docs/systems.py`. Beside
-it, every layer keeps one contract (realised rate, evaluation, gradients, precision, export:
-`tests/regularizers/contract.py`) and is put into networks of MONAI, segmentation-models-pytorch and
-timm (`tests/insertion/`). None of this says that a method helps: for that see [results](results.md)
-and [studies](studies.md).
+Each comparison is a link to the test file; the test itself is named in `docs/systems_layers.py` or
+`docs/systems.py`. Beside it, every layer keeps one contract (realised rate, evaluation, gradients,
+precision, export: `tests/regularizers/contract.py`) and is put into networks of MONAI,
+segmentation-models-pytorch and timm (`tests/insertion/`). None of this says that a method helps:
+for that see [results](results.md) and [studies](studies.md).
 
 ## Layers
 
@@ -68,7 +69,7 @@ Networks of other packages come by name: [networks](networks.md), [backbones](ba
 
 {losses}
 
-Written by `docs/make_methods.py` from the registry and `docs/systems.py`.
+Written by `docs/make_methods.py` from the registry, `docs/systems_layers.py` and `docs/systems.py`.
 """
 
 
@@ -157,7 +158,7 @@ def _same(wanted: set[str], there: Mapping[str, object], kind: str) -> None:
     """Refuse entries that are missing or too many."""
     if odd := sorted(wanted ^ there.keys()):
         raise SystemExit(
-            f"docs/systems.py: not one entry for each {kind}: {', '.join(odd)}. Say there what it "
+            f"docs/systems*.py: not one entry for each {kind}: {', '.join(odd)}. Say there what it "
             "was verified against."
         )
 
@@ -187,4 +188,4 @@ def _check_tests(named: Iterable[str]) -> None:
         file = TESTS / path
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         if not re.search(rf"^def {re.escape(test)}\(", text, re.MULTILINE):
-            raise SystemExit(f"docs/systems.py: there is no test tests/{one}")
+            raise SystemExit(f"docs/systems*.py: there is no test tests/{one}")

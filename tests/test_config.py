@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
-import subprocess
-import sys
 import tempfile
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg_reg.config import Config, load_config, main, parse_config
+from medseg_reg.config import Config, load_config, parse_config
 from medseg_reg.config_file import MAX_BYTES
 from medseg_reg.config_regularization import LayerSpec
 from medseg_reg.errors import MedsegError
@@ -170,77 +164,6 @@ def test_numbers_with_an_exponent_are_numbers_everywhere(text: str) -> None:
 
 def test_texts_that_look_like_numbers_stay_texts_in_quotes() -> None:
     assert load("run: '1e5'").run == "1e5"
-
-
-# Overrides
-
-
-@pytest.mark.parametrize(
-    ("override", "key", "value"),
-    [
-        ("seed=7", "seed", 7),
-        ("training.epochs=3", "training.epochs", 3),
-        ("optimizer.lr=1e-4", "optimizer.lr", 1e-4),
-        ("network.channels=[8, 16]", "network.channels", (8, 16)),
-        ("network.channels.1=64", "network.channels", (4, 64, 16)),
-        ("regularization.architecture=[]", "regularization.architecture", ()),
-        ("training.checkpoint_minutes=null", "training.checkpoint_minutes", None),
-        ("training.checkpoint_minutes=", "training.checkpoint_minutes", None),
-        ("training.deterministic=true", "training.deterministic", True),
-        ("run=a=b", "run", "a=b"),
-        ("data.image={size: [64, 32]}", "data.image.size", (64, 32)),
-        ("data.image.size=[64, 32]", "data.image.size", (64, 32)),
-    ],
-)
-def test_an_override_takes_the_place_of_a_value(override: str, key: str, value: Any) -> None:
-    text = (
-        "network: {channels: [4, 8, 16]}\n"
-        "regularization: {architecture: [{name: dropout, p: 0.1}]}\n"
-    )
-    found: Any = load(text, override)
-    for part in key.split("."):
-        found = getattr(found, part)
-    assert found == value
-
-
-def test_an_override_reaches_into_a_list_of_layers_and_leaves_the_rest() -> None:
-    text = (
-        "regularization: {architecture: [{name: dropout, p: 0.1},"
-        " {name: heuristic_dropout, p: 0.1, k: 2}]}"
-    )
-    layers = load(text, "regularization.architecture.1.p=0.4").regularization.architecture
-    assert layers[0].parameters == {"p": 0.1}
-    assert layers[1].parameters["p"] == 0.4
-    assert layers[1].parameters["k"] == 2
-
-
-def test_the_last_override_counts() -> None:
-    assert load("seed: 1", "seed=2", "seed=3").seed == 3
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("seed", "override 'seed': expected key.sub=value, as in seed=1"),
-        ("=3", "expected key.sub=value"),
-        ("sead=3", "unknown key 'sead'. Did you mean 'seed'"),
-        ("training.epoch=3", "unknown key 'training.epoch'. Did you mean 'epochs'"),
-        ("network.channels.3=9", "'3' is not an index of a list of 3 entries"),
-        ("network.channels.last=9", "'last' is not an index"),
-        ("network.channels.-1=9", "'-1' is not an index"),
-        ("name.x=1", "'x' lies below a single value"),
-        ("seed=[", "override 'seed=[':1: is not valid YAML"),
-        ("name=2020-13-45", "override 'name=2020-13-45': is not valid YAML: month"),
-        ("training={epochs: 1, epochs: 2}", "'epochs' is given a second time"),
-        ("seed=!!python/name:os.system", "is not valid YAML"),
-        ("name=" + "[" * 3000, "nested too deeply"),
-        ("seed=one", "'seed': input should be a valid integer"),
-    ],
-)
-def test_a_wrong_override_says_what_is_wrong(override: str, message: str) -> None:
-    said = refusal("network: {channels: [4, 8, 16]}", override)
-    assert message in said
-    assert len(said) < 400
 
 
 # Refusing what is wrong
@@ -422,61 +345,3 @@ def test_no_file_whatever_crashes_the_reader(noise: bytes) -> None:
         path.write_bytes(noise)
         with pytest.raises(MedsegError):
             load_config(path)
-
-
-@given(st.text(max_size=40))
-@settings(max_examples=150, deadline=None)
-def test_no_override_whatever_crashes_the_reader(text: str) -> None:
-    try:
-        load("", text)
-    except MedsegError:
-        return
-    assert "=" in text
-
-
-# Schema and command
-
-
-def printed(*arguments: str) -> str:
-    with redirect_stdout(io.StringIO()) as out:
-        main(arguments)
-    return out.getvalue()
-
-
-def test_the_schema_is_valid_and_accepts_every_file_of_the_toolkit() -> None:
-    schema = json.loads(printed("--schema"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
-    for path in FILES:
-        validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    validator.validate(content(training={"precision": 16}))
-    validator.validate(yaml.safe_load(load("").to_yaml()))
-    for wrong in ({"sead": 1}, {"training": {"epochs": 0}}, {"network": {"norm": "none"}}):
-        assert list(validator.iter_errors(content(**wrong)))
-
-
-def test_the_command_prints_the_resolved_configuration(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(LEAST, encoding="utf-8")
-    text = printed(str(path), "seed=5")
-    assert yaml.safe_load(text)["seed"] == 5
-    assert yaml.safe_load(text)["training"]["epochs"] == 30
-
-
-@pytest.mark.parametrize("arguments", [[], ["--scheme"]])
-def test_the_command_says_how_it_is_used(arguments: list[str]) -> None:
-    with pytest.raises(MedsegError, match="usage: python -m medseg_reg.config"):
-        main(arguments)
-
-
-def test_the_command_ends_with_two_on_a_mistake() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "medseg_reg.config", "configs/dmeo.yaml"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: configs/dmeo.yaml: does not exist. Did you mean")
-    assert "Traceback" not in result.stderr

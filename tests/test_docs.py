@@ -69,7 +69,9 @@ def options_of(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> set[st
 
 @pytest.fixture(scope="module")
 def make_configuration() -> ModuleType:
-    return load_script("docs/make_configuration.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return load_script("docs/make_configuration.py")
 
 
 def test_the_page_of_the_configuration_is_up_to_date(make_configuration: ModuleType) -> None:

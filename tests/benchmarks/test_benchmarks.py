@@ -112,7 +112,7 @@ def test_networks_on_fewer_tokens_stand_beside_one_on_all(monkeypatch):
     assert all(row.against == "plain" and row.ratio > 0 for row in found)
 
 
-def test_growth_is_told_for_maps_cases_and_workers(monkeypatch):
+def test_growth_is_told_for_maps_cases_and_workers(monkeypatch, capsys):
     monkeypatch.setattr(growth, "START", (1, 4, 8, 8))
     monkeypatch.setattr(growth, "LARGER", {"batch x 2": (2, 4, 8, 8)})
     options = growth.parser().parse_args(["spatial_dropout", "--rounds", "1", "--slices", "16"])
@@ -123,6 +123,7 @@ def test_growth_is_told_for_maps_cases_and_workers(monkeypatch):
     ratios = {row.name: row.ratio for row in growth.loading_growth(options)}
     assert ratios["cases: 32"] == 1
     assert ratios["workers: 1"] == 0.5
+    assert "store" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

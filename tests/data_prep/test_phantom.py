@@ -157,8 +157,13 @@ class TestCommand:
             make_phantom(tmp_path / "p", **option)
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_demo_is_a_store_made_by_the_real_converter(self, tmp_path: Path) -> None:
-        path = make_demo(tmp_path / "demo/store", cases=2, size=48, slices=12, seed=3)
+    def test_the_demo_is_a_store_made_by_the_real_converter(self, tmp_path: Path, capsys) -> None:
+        told: list[str] = []
+        path = make_demo(
+            tmp_path / "demo/store", cases=2, size=48, slices=12, seed=3, tell=told.append
+        )
+        assert capsys.readouterr().out == ""
+        assert [str(path) in text for text in told] == [True]
         store = SliceStore(path)
         image, mask = phantom_volume(3, 2, 48, 12)
         np.testing.assert_array_equal(store.image("pancreas_0002"), image)
