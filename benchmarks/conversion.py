@@ -125,6 +125,12 @@ def nifti_task(folder: Path, size: int, slices: int) -> Task:
     return Task(source, read, pancreas_ct.DESCRIPTION, floor, loop)
 
 
+def _decoded(file: Path) -> Array:
+    found = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    assert found is not None
+    return found
+
+
 def bagls_task(folder: Path, size: int, slices: int) -> Task:
     """Return a video in the layout of BAGLS: gray frames stored as RGB PNG."""
     hu, mask = phantom_volume(0, 1, size, slices)
@@ -138,9 +144,8 @@ def bagls_task(folder: Path, size: int, slices: int) -> Task:
     (source,) = bagls.find_cases(folder / "bagls")
 
     def floor(source: CaseSource) -> tuple[Array, Array]:
-        decode = partial(cv2.imread, flags=cv2.IMREAD_UNCHANGED)
-        images = [decode(str(file))[..., 0] for file in source.files[::3]]
-        return np.stack(images), np.stack([decode(str(file)) for file in source.files[1::3]])
+        images = [_decoded(file)[..., 0] for file in source.files[::3]]
+        return np.stack(images), np.stack([_decoded(file) for file in source.files[1::3]])
 
     def loop(source: CaseSource) -> tuple[Array, Array]:
         images = [np.asarray(Image.open(file).convert("L")) for file in source.files[::3]]

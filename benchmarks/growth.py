@@ -136,7 +136,7 @@ def rank_growth(options: argparse.Namespace) -> list[Row]:
                 with socket.socket() as free:
                     free.bind(("127.0.0.1", 0))
                     port = free.getsockname()[1]
-                torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+                torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
                     train_a_rank, (ranks, port, options.steps, out), nprocs=ranks
                 )
                 found.append(float(out.read_text()))

@@ -94,7 +94,7 @@ def peak_memory(task: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> fl
         task(x).backward(grad)
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(itertools.accumulate(changes)) / size
+    return float(max(itertools.accumulate(changes))) / size
 
 
 def measure(

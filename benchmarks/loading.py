@@ -16,7 +16,9 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -34,7 +36,7 @@ from medseg_reg.data.sampling import Sample
 from medseg_reg.data.store import SliceStore
 
 WINDOW = (-100.0, 240.0)
-CHAINS = {
+CHAINS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "affine": [("Affine", {"rotate": (-10, 10), "scale": (0.9, 1.1), "p": 1.0})],
     "flip, brightness": [
         ("HorizontalFlip", {"p": 0.5}),
@@ -63,8 +65,12 @@ def tasks(store: SliceStore, size: int) -> dict[str, Callable[[int], object]]:
     }
     for name, chain in CHAINS.items():
         changed = SliceDataset(store, names, spec, Augmentation(chain))
-        found[f"item, {name}"] = lambda number, data=changed: data[Sample(number, number)]
+        found[f"item, {name}"] = partial(_augmented, changed)
     return found
+
+
+def _augmented(data: SliceDataset, number: int) -> object:
+    return data[Sample(number, number)]
 
 
 def resident(store: SliceStore, device: str, repeats: int) -> dict[str, list[float]]:

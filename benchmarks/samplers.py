@@ -55,7 +55,7 @@ def course(name: SamplerName, trials: int, seeds: int = SEEDS) -> Course:
         sampler, told = make_sampler(name, CHOICES, seed), np.empty(0)
         while len(told) < trials:
             asked = sampler.ask(min(TOGETHER, trials - len(told)))
-            clean = [reward(tokens, best) for tokens in asked]
+            clean = [reward(tokens, best.tolist()) for tokens in asked]
             at = slice(len(told), len(told) + len(asked))
             each[seed, at] = clean
             noisy = clean + noise[at]
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--figure", type=Path, help="where to draw the courses")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    courses = {name: course(name, max(BUDGETS)) for name in SAMPLERS}
+    courses: dict[str, Course] = {name: course(name, max(BUDGETS)) for name in SAMPLERS}
     print(table(courses))
     if options.figure is not None:
         figure(courses, options.figure)

@@ -78,7 +78,7 @@ class Step:
         network, placed = build_run_network(parse_config(content, "step"), assumed_facts(1, 2))
         self.places = sum(len(entry.placements) for entry in placed)
         layout = choose_memory_format(order, network, options.device)
-        self.network = network.to(options.device, memory_format=layout).train()
+        self.network = network.to(options.device).to(memory_format=layout).train()
         self.forward = compiled_pass(network) if compiled else network
         self.optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
         shape = (options.batch, options.size, options.size)

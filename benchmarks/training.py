@@ -164,7 +164,7 @@ def monai_script(options: argparse.Namespace, store: Path) -> tuple[nn.Module, A
     return network, loss, (lambda: ((b["image"], b["label"]) for b in loader))
 
 
-class SmpDataset(torch.utils.data.Dataset):
+class SmpDataset(torch.utils.data.Dataset[Any]):
     """Slices with albumentations, as in the examples of segmentation-models-pytorch."""
 
     def __init__(self, store: Path) -> None:

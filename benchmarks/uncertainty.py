@@ -87,7 +87,8 @@ def largest(counts: Array) -> float:
 def rates(counts: Array) -> Array:
     """Return the share of wrong pixels in each bin, NaN where there are no pixels."""
     with np.errstate(invalid="ignore"):
-        return counts[:, 1] / counts.sum(axis=1)
+        shares: Array = counts[:, 1] / counts.sum(axis=1)
+    return shares
 
 
 def interval(
