@@ -12,6 +12,7 @@ from scipy import optimize, special, stats  # type: ignore[import-untyped,unused
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.statistics.comparison import count_distinct, pair_scores
 from medseg_reg.study.statistics.hierarchical import degrees_of_freedom, variance_of_mean
+from medseg_reg.study.statistics.paired import least_p
 from medseg_reg.study.statistics.table import (
     Array,
     Block,
@@ -117,7 +118,8 @@ def seeds_needed(
     between groups, between seeds and the rest; the groups stay as many as they are. More seeds
     cannot take the spread between groups away, so it may be that no number suffices:
     `seeds_needed` is infinite then, and `detectable_limit` is the least difference that these
-    groups could show.
+    groups could show. So it is, and `power` is 0, where the groups are so few that the signed-rank
+    test, which must agree with the interval, cannot give a p below alpha at all.
 
     A pilot of two or three seeds knows the spread between seeds badly, so take the answer as an
     order of size. For Holm over m methods, ask with alpha / m.
@@ -147,10 +149,15 @@ def seeds_needed(
     chances, needed = [], []
     for _, row in table.iterrows():
         spread, groups = Spread(*(row[name] for name in _SPREAD)), int(row["groups"])
-        known = not math.isnan(spread.groups)
-        now = power_of(difference, spread, groups, row["seeds"], alpha) if known else math.nan
+        if math.isnan(spread.groups):
+            now = least = math.nan
+        elif least_p(groups) >= alpha:
+            now, least = 0.0, math.inf
+        else:
+            now = power_of(difference, spread, groups, row["seeds"], alpha)
+            least = _least_seeds(difference, spread, groups, power, alpha)
         chances.append(now)
-        needed.append(_least_seeds(difference, spread, groups, power, alpha) if known else math.nan)
+        needed.append(least)
     table.insert(8, "power", chances)
     table.insert(9, "seeds_needed", needed)
     table.attrs = {"metric": metric, "baseline": baseline, "notes": notes}
@@ -220,6 +227,13 @@ def _row(
         )
         return (*names, *[math.nan] * 5)
     spread = spread_of(values)
+    if least_p(groups) >= alpha:
+        notes.append(
+            f"{block.where}: {method}: {groups} groups cannot reach p < {alpha:.3g} in the "
+            f"signed-rank test, whose least p for them is {least_p(groups):.3g}, so more seeds "
+            "show nothing."
+        )
+        return (*names, *spread, math.inf, math.inf)
     limits = (_least_difference(spread, groups, n, power, alpha) for n in (seeds, MOST_SEEDS))
     return (*names, *spread, *limits)
 

@@ -70,6 +70,18 @@ def test_below_the_limit_of_the_groups_no_number_of_seeds_is_enough():
     assert np.isfinite(seeds_needed(PILOT, "none", 1.1 * limit)["seeds_needed"].item())
 
 
+def test_more_seeds_do_not_help_groups_too_few_for_the_signed_rank_test():
+    gain = {"none": 0.0, "dropout": 0.05}
+    few, enough = (noisy(gain, seeds=5, groups=groups) for groups in (5, 6))
+    found = seeds_needed(few, "none", 0.5)
+    assert found["power"].item() == 0
+    assert (found[["seeds_needed", "detectable", "detectable_limit"]] == np.inf).all(axis=None)
+    assert "5 groups cannot reach p < 0.05" in found.attrs["notes"][0]
+    assert np.isfinite(seeds_needed(enough, "none", 0.5)["seeds_needed"].item())
+    # As strictly as Holm for two methods: the least p of six groups is 0.031.
+    assert seeds_needed(enough, "none", 0.5, alpha=0.025)["seeds_needed"].item() == np.inf
+
+
 def test_what_cannot_be_answered_is_refused():
     one = PILOT[PILOT["seed"] == 0]
     with pytest.raises(MedsegError, match="one seed only"):
