@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from medseg_reg.errors import Interrupted, MedsegError, run_main
 from medseg_reg.files import require_writable, write_text
 from medseg_reg.study.failures import Failure
-from medseg_reg.study.grid import Cell, Spot, expand, require_stores
+from medseg_reg.study.grid import Cell, Spot, expand, require_splits, require_stores
 from medseg_reg.study.launch import (
     add_arguments,
     exit_where_failed,
@@ -42,13 +42,14 @@ def main(arguments: Sequence[str]) -> None:
     add_arguments(parser, "configs/studies/")
     parsed = parser.parse_intermixed_args(arguments)
     study = load_study(parsed.config, parsed.overrides)
+    if parsed.only == "report":
+        report(study)  # which needs the runs alone, not the files that they came from
+        return
     cells = expand(study)
     if parsed.dry_run:
         print(listed(study, cells))
     elif parsed.only == "results":
         print(f"results {write_results(study, cells)}")
-    elif parsed.only == "report":
-        report(study)
     else:
         exit_where_failed(run(study, cells, parsed.ray), study.directory)
 
@@ -60,6 +61,7 @@ def run(study: StudySpec, cells: Sequence[Cell[Spot]], ray: str | None = None) -
     require_writable(study.directory)
     with locked(study.directory) as lock:
         make_phantoms(todo)
+        require_splits(todo)
         require_sources(todo)
         if study.equal_rates:
             cells = equal(study, cells, study.equal_rates)

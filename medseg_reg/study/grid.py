@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from medseg_reg.config import Config, parse_config
 from medseg_reg.config_file import origins, read_yaml, with_overrides
 from medseg_reg.config_network import FOREIGN_NAMES
+from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.errors import MedsegError
 from medseg_reg.study.idle_keys import KEPT_OF_SPLIT
@@ -199,6 +200,29 @@ def flow(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def require_splits(cells: Iterable[Cell[Any]]) -> None:
+    """Refuse to start where the data of a run cannot be divided as it asks for.
+
+    Each run would find that out by itself, one after another.
+
+    Args:
+        cells: runs whose data are there.
+
+    Raises:
+        MedsegError: more patients are asked for than there are, and the like; names a run.
+    """
+    seen = set()
+    for cell in cells:
+        data = cell.config.data
+        if (asked := (data.store, data.split)) in seen:
+            continue
+        seen.add(asked)
+        try:
+            make_splits(SliceStore(data.store), data.split)
+        except MedsegError as error:
+            raise MedsegError(f"run {cell.path}: {error}") from None
 
 
 def require_stores(cells: Iterable[Cell[Any]]) -> None:

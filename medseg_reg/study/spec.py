@@ -52,6 +52,8 @@ def _as_method(value: Any) -> Any:
             value = read_yaml(Path(value))[0]
         except MedsegError as error:
             raise ValueError(str(error)) from None
+    if value is None:
+        raise ValueError("nothing stands there; a method without regularizer is written `[]`")
     return {"architecture": value} if isinstance(value, list) else value
 
 
@@ -69,7 +71,11 @@ def as_seeds(value: Any) -> Any:
     >>> as_seeds(3), as_seeds([5, 7])
     ([0, 1, 2], [5, 7])
     """
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return value
+    if isinstance(value, str) or value < 1:
+        raise ValueError("give a number of seeds, 1 or more, or a list such as [0, 1]")
+    return list(range(value))
 
 
 class DatasetSpec(Closed):
@@ -307,7 +313,8 @@ def read_spec(model: type[Spec], what: str, path: Path, overrides: Sequence[str]
     content, lines = read_yaml(path)
     content = with_overrides(content, overrides)
     if not isinstance(content, dict):
-        raise MedsegError(f"{path}: holds no {what}, but {type(content).__name__}.")
+        found = "is empty" if content is None else f"holds no {what}, but {type(content).__name__}"
+        raise MedsegError(f"{path}: {found}.")
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -48,6 +48,15 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "study").exists()
 
 
+def test_a_report_needs_no_file_of_the_data_sets(tmp_path, monkeypatch):
+    path, told = tmp_path / "study.yaml", []
+    content = {"name": "moved", "datasets": {"a": "no.yaml"}, "methods": {"none": []}}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    monkeypatch.setattr("medseg_reg.study.__main__.report", told.append)
+    main(["--config", str(path), "--only", "report"])
+    assert [study.name for study in told] == ["moved"]
+
+
 def commands_of(report: Path) -> dict[str, list[str]]:
     """Return the commands of a report, by the module that they run, as lists of words."""
     block = re.search(r'aria-label="Commands">(.*?)</pre>', report.read_text("utf-8"), re.DOTALL)

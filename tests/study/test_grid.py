@@ -10,8 +10,9 @@ import yaml
 from medseg_reg.config import load_config
 from medseg_reg.config_file import with_overrides
 from medseg_reg.errors import MedsegError
-from medseg_reg.study.grid import expand, flow, require_stores, spots
+from medseg_reg.study.grid import expand, flow, require_splits, require_stores, spots
 from medseg_reg.study.spec import StudySpec
+from tests.stores import make_store
 from tests.study.studies import study_of
 from tests.training import tiny_config, write_config
 
@@ -146,6 +147,13 @@ def test_missing_data_are_told_before_anything_runs(tmp_path):
     cells = expand(study_of(tmp_path / "no_store", tmp_path))
     with pytest.raises(MedsegError, match="run blobs/unet/none/seed0: .*no_store"):
         require_stores(cells)
+
+
+def test_a_split_that_the_data_do_not_allow_is_told_before_anything_runs(tmp_path):
+    store = make_store(tmp_path / "store", cases=6, slices=2, size=16).path
+    require_splits(expand(study_of(store, tmp_path, folds=3)))
+    with pytest.raises(MedsegError, match="run blobs/unet/none/fold0/seed0: .*7.*6"):
+        require_splits(expand(study_of(store, tmp_path, folds=7)))
 
 
 @pytest.mark.parametrize(

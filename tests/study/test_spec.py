@@ -36,7 +36,9 @@ def file(tmp_path: Path) -> Path:
         ("datasets.blobs.networks=[vnet]", r"has 'vnet', which is none of the networks unet"),
         ("overrides={seed: 3}", r"'seed' is set for each run by the study"),
         ("seeds=[1, 1]", r"seeds: one number stands there twice"),
-        ("seeds=0", r"'seeds'"),
+        ("seeds=0", r"'seeds': give a number of seeds, 1 or more, or a list"),
+        ("seeds=many", r"'seeds': give a number of seeds"),
+        ("methods.x=", r"'methods.x': nothing stands there"),
         ("metrics=[dise]", r"'metrics.0'.*Did you mean 'dice'"),
         ("metrics=[hd95]", r"DICE is the headline of the report; add 'dice'"),
         ("equal_rates=1", r"'equal_rates': input should be less than 1"),
@@ -53,6 +55,12 @@ def file(tmp_path: Path) -> Path:
 def test_a_mistake_is_told_with_its_key(file, override, message):
     with pytest.raises(MedsegError, match=message):
         load_study(file, [override])
+
+
+def test_an_empty_file_is_told(file):
+    file.write_text("# nothing yet\n")
+    with pytest.raises(MedsegError, match=r"study.yaml: is empty"):
+        load_study(file)
 
 
 def test_a_mistake_in_the_file_is_told_with_its_line(file):
