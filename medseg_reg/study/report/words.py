@@ -55,6 +55,7 @@ def summarize(source: Source, compared: Comparisons) -> Summary:
             *_runs(source),
             *compared.notes,
             *_power(others),
+            *_families(others),
             *_data(source),
             *_secondary(source),
         ],
@@ -155,6 +156,16 @@ def _power(others: pd.DataFrame) -> Iterator[str]:
                 f"{counted(tests, 'method')} the smallest p that can come out is {p_value(least)} "
                 "after Holm's correction, so no test there can be significant."
             )
+
+
+def _families(others: pd.DataFrame) -> Iterator[str]:
+    number = len(others[["dataset", "network"]].drop_duplicates())
+    if number > 1:
+        yield (
+            "Holm's correction and the intervals for all methods together hold within one data set "
+            f"and network. Over the {number} here a difference is shown by chance more often than "
+            f"in {share(ALPHA)} of such studies: one finding among many is a hint."
+        )
 
 
 def _data(source: Source) -> Iterator[str]:
