@@ -108,6 +108,11 @@ MEANINGS = {
     "equal parts.",
     "network.token_labels.foreground": "How much more a patch full of foreground counts than one "
     "of background.",
+    "network.reuse": "If set, the network takes in what a finished coarse run says of each image, "
+    "as further channels; see [networks](networks.md#what-a-coarse-network-found). Of every "
+    "network.",
+    "network.reuse.run": "The directory of that run.",
+    "network.reuse.what": "`probabilities` of all classes, or the `logits` as they are.",
     "network.pretrained": "A local file of weights, for the whole network or for its encoder; see "
     "[networks](networks.md#pretrained-weights). Of every network.",
     "network.pretrained_strict": "Whether file and network must have the same tensors; if not, "

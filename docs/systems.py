@@ -186,6 +186,19 @@ TRAINING: dict[str, tuple[str, str, System]] = {
             "for each pixel",
         ),
     ),
+    "network.reuse": (
+        "DVT (Dynamic Vision Transformer): feature reuse",
+        "Wang et al., NeurIPS 2021",
+        System(
+            CLASSES,
+            {
+                FORMULA: "networks/test_reuse.py"
+                "::test_the_classes_of_the_coarse_network_are_joined_to_the_image",
+            },
+            "tokens of the coarse network in the MLPs of the finer one; reuse of attention",
+            "dense: the classes of each pixel, as channels of the image; any two networks",
+        ),
+    ),
 }
 
 # By the option of medseg_reg.predict.
@@ -199,8 +212,7 @@ PREDICTION: dict[str, tuple[str, str, System]] = {
                 FORMULA: "inference/test_confidence.py"
                 "::test_it_is_the_mean_over_the_boundary_or_the_least_sure_pixel",
             },
-            "training of both as one network; tokens and attention of the first in the second; "
-            "thresholds of windows from validation data; a result on data",
+            "training of both as one network; thresholds of windows from validation data",
             "slices or windows exit by the confidence at the boundaries; any two networks",
         ),
     ),

@@ -109,6 +109,18 @@ class TokenLabelsSpec(Closed):
     foreground: Annotated[float, Field(gt=0)] = 1.0
 
 
+class ReuseSpec(Closed):
+    """A finished coarse run, whose answer for each image the network takes as further channels.
+
+    Attributes:
+        run: the coarse run.
+        what: `probabilities` of all classes, or `logits`.
+    """
+
+    run: Path
+    what: Literal["probabilities", "logits"] = "probabilities"
+
+
 class UNetSpec(Closed):
     """U-Net."""
 
@@ -119,6 +131,7 @@ class UNetSpec(Closed):
     upsample: Upsampling = "deconv"
     head: Head = "softmax"
     tree_depth: TreeDepth = 0
+    reuse: ReuseSpec | None = None
     pretrained: Path | None = None
     pretrained_strict: bool = True
     pretrained_unseen: bool = False
@@ -126,7 +139,7 @@ class UNetSpec(Closed):
     @property
     def arguments(self) -> dict[str, Any]:
         """The network's own arguments."""
-        run = {"name", "head", "tree_depth", *PRETRAINED}
+        run = {"name", "head", "tree_depth", "reuse", *PRETRAINED}
         return {key: value for key, value in self if key not in run}
 
     @property
@@ -175,6 +188,7 @@ class ForeignSpec(BaseModel):
     experts: ExpertsSpec | None = None
     token_selection: TokenSelectionSpec | None = None
     token_labels: TokenLabelsSpec | None = None
+    reuse: ReuseSpec | None = None
     pretrained: Path | None = None
     pretrained_strict: bool = True
     pretrained_unseen: bool = False

@@ -50,7 +50,7 @@ class TransformerSpec(ForeignSpec):
 
     @model_validator(mode="after")
     def _plain_blocks(self) -> TransformerSpec:
-        for key in ("experts", "token_selection", "token_labels"):
+        for key in ("experts", "token_selection", "token_labels", "reuse"):
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} is for the training with labels; leave it out here")
         return self

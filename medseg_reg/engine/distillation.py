@@ -17,14 +17,12 @@ from medseg_reg.config import Config
 from medseg_reg.config_regularization import DistillationSpec
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
-from medseg_reg.engine.network import load_run_network
-from medseg_reg.engine.origins import Origin, origin_of_run, require_unlearned
+from medseg_reg.engine.earlier_run import check_earlier, load_earlier, same_run
+from medseg_reg.engine.origins import Origin
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import read_json, sha256_of
 from medseg_reg.losses import distillation_loss
 from medseg_reg.networks.build import check_input_size, predicted_labels
-from medseg_reg.regularizers.protocols import LabelReader
 
 _KEY = "regularization.error.distillation.teacher"
 
@@ -122,15 +120,7 @@ def load_teacher(
     spec = config.regularization.error.distillation
     if spec is None:
         return None
-    try:
-        network = load_run_network(RunDirectory(spec.teacher))
-    except MedsegError as error:
-        raise MedsegError(f"{_KEY}: {error}") from None
-    if any(isinstance(m, LabelReader) and not m.valid_for_reporting for m in network.modules()):
-        raise MedsegError(
-            f"{_KEY}: {spec.teacher} has a layer that reads the labels of what it is tested on, so "
-            "it predicts nothing without them. Use another teacher."
-        )
+    network = load_earlier(RunDirectory(spec.teacher), _KEY)
     supervision = config.regularization.error.supervision
     return Distillation(network, spec, supervision, config.data.ignore_label, origin)
 
@@ -147,15 +137,9 @@ def check_teacher(
     spec = config.regularization.error.distillation
     if spec is None:
         return None
-    run = RunDirectory(spec.teacher)
-    try:
-        _require_alike(run, run.config(), config, facts)
-        run.require_finished()
-        origin = origin_of_run(run, "teacher", splits, store)
-        require_unlearned(origin)
-    except MedsegError as error:
-        raise MedsegError(f"{_KEY}: {error}") from None
-    return origin
+    return check_earlier(
+        RunDirectory(spec.teacher), _KEY, "teacher", config, facts, splits, store
+    )
 
 
 def check_teacher_size(
@@ -187,30 +171,5 @@ def same_teacher(distillation: Distillation | None, note: Path) -> dict[str, Any
     """
     if distillation is None:
         return None
-    weights = RunDirectory(distillation.spec.teacher).weights
-    found: dict[str, Any] = {"run": str(distillation.spec.teacher), "sha256": sha256_of(weights)}
-    if distillation.origin is not None:
-        found["origin"] = distillation.origin.as_dict()
-    if note.exists() and read_json(note).get("sha256") != found["sha256"]:
-        raise MedsegError(
-            f"{_KEY}: {weights} has changed since {note.parent} began to learn from it. Restore "
-            "it, or train into another directory with `run=DIR`."
-        )
-    return found
-
-
-def _require_alike(run: RunDirectory, other: Config, config: Config, facts: DataFacts) -> None:
-    """Refuse a teacher that knows other classes, or would see images that it does not know."""
-    theirs = run.data_facts()
-    pairs: dict[str, tuple[Any, Any]] = {
-        "classes": (list(theirs.classes), list(facts.classes)),
-        "channels": (theirs.channels, facts.channels),
-        "data.image.window": (other.data.image.window, config.data.image.window),
-        "data.image.percentiles": (other.data.image.percentiles, config.data.image.percentiles),
-    }
-    for name, (found, wanted) in pairs.items():
-        if found != wanted:
-            raise MedsegError(
-                f"{run.path}: was trained with {name} {found}, this run has {wanted}. Use a "
-                "teacher that was trained with the same."
-            )
+    teacher = RunDirectory(distillation.spec.teacher)
+    return same_run(teacher.path, teacher.weights, note, _KEY, distillation.origin)

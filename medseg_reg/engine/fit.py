@@ -33,6 +33,7 @@ from medseg_reg.engine.checkpoint import (
     save_weights,
     usable_checkpoint,
 )
+from medseg_reg.engine.coarse import keep_coarse, load_coarse
 from medseg_reg.engine.compiling import require_compilable, told_in_a_line
 from medseg_reg.engine.distillation import (
     Distillation,
@@ -77,8 +78,9 @@ def fit(config: Config) -> RunDirectory:
     fresh = not run.path.exists()
     splits, data, facts = data_of_run(run, config, store)
     distillation = load_teacher(config, facts, splits, store)
-    seed_everything(config.seed)  # after the teacher, which draws numbers
-    network, entries = build_run_network(config, facts)
+    coarse = load_coarse(run, config, facts, splits, store)
+    seed_everything(config.seed)  # after these two, which draw numbers
+    network, entries = build_run_network(config, facts, coarse)
     placements = [placement for entry in entries for placement in entry.placements]
     example = data.train[0]["image"][None]
     size = tuple(example.shape[2:])
@@ -102,6 +104,7 @@ def fit(config: Config) -> RunDirectory:
         run.note_pretrained(pretrained, origin.as_dict() if origin else None)
         if teacher is not None:
             write_json(run.path / "teacher.json", teacher)
+        keep_coarse(run, config, splits, store)
         note_data(run, facts, data)
         if not report.exists():
             write_json(report, [p.as_dict() for p in placements])

@@ -20,20 +20,32 @@ from medseg_reg.insertion.kinds import own_drop_paths
 from medseg_reg.insertion.slots import has_own_slots
 from medseg_reg.networks.build import Network, build_network, check_input_size, usual_size
 from medseg_reg.networks.pretrained import PretrainedReport, load_pretrained
+from medseg_reg.networks.reuse import Coarse, attach
 from medseg_reg.regularizers.protocols import LabelReader
 
 
-def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[PlacedEntry]]:
+def build_run_network(
+    config: Config, facts: DataFacts, coarse: Coarse | None = None
+) -> tuple[Network, list[PlacedEntry]]:
     """Build the network of a configuration and put its regularizers into their places.
 
     Its weights are new; see `load_run_pretrained`.
 
+    Args:
+        config: the configuration.
+        facts: of the data.
+        coarse: whose answer the network takes in; by default that of the run which the
+            configuration names, if it names any.
+
     Raises:
         MedsegError: the network, a regularizer, a place or a ramp is wrong.
     """
-    network = build_plain_network(config.network, facts)
-    size = (1, facts.channels, *(config.data.image.size or usual_size(network)))
-    check_input_size(network, facts.channels, size[2:])
+    if coarse is None and config.network.reuse is not None:
+        coarse = load_coarse_network(config, RunDirectory(config.network.reuse.run))
+    channels = facts.channels + (0 if coarse is None else coarse.channels)
+    network = build_plain_network(config.network, facts.model_copy(update={"channels": channels}))
+    size = (1, channels, *(config.data.image.size or usual_size(network)))
+    check_input_size(network, channels, size[2:])
     entries = []
     for number, layer in enumerate(config.regularization.architecture):
         placements = _placed(network, layer, size)
@@ -42,6 +54,9 @@ def build_run_network(config: Config, facts: DataFacts) -> tuple[Network, list[P
             apply_depth_ramp(network, placements, layer.depth_ramp, size)
         _check_classes(network, placements, number, facts)
         entries.append(PlacedEntry(number, layer, p, tuple(placements)))
+    if coarse is not None:
+        # After the layers, which are for the finer network.
+        attach(network, coarse, facts.channels)
     return network, entries
 
 
@@ -128,8 +143,40 @@ def load_run_network(run: RunDirectory) -> Network:
     """
     config = run.config()
     run.require_finished()
-    network, _ = build_run_network(config, run.data_facts())
+    coarse = None
+    if config.network.reuse is not None:
+        coarse = load_coarse_network(config, run.coarse)
+    network, _ = build_run_network(config, run.data_facts(), coarse)
     load_weights(network, run.weights)
     load_memory(network, run.memory)
     network.eval()
     return network
+
+
+def load_coarse_network(config: Config, run: RunDirectory) -> Coarse:
+    """Load the network of a coarse run, whose answer the network of a configuration takes in.
+
+    Raises:
+        MedsegError: the training is not finished, or a file is damaged.
+    """
+    network, classes = load_run_network(run), len(run.data_facts().classes)
+    return coarse_network(network, config, run.config(), classes)
+
+
+def coarse_network(network: Network, config: Config, theirs: Config, classes: int) -> Coarse:
+    """Return a trained network as that of a configuration takes in what it says.
+
+    Args:
+        network: the coarse one.
+        config: of the finer run.
+        theirs: of the coarse run.
+        classes: their number.
+    """
+    what = "probabilities" if config.network.reuse is None else config.network.reuse.what
+    binary = what == "logits" and theirs.network.head == "sigmoid"
+    # Crops keep the resolution, and what is as large for both is not scaled either.
+    image, own = theirs.data.image, config.data.image
+    native = image.size is None or image.fit == "crop" or image.size == own.size
+    return Coarse(
+        network, 1 if binary else classes, what, None if native else image.size, image.fit
+    )

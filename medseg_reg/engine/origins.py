@@ -1,6 +1,6 @@
 """Where what a run takes over from others comes from: what that has cost, and which cases it knows.
 
-A teacher and pretrained weights bring along what they were trained on. Labels of cases by which a
+A teacher, a coarse run and pretrained weights bring along what they were trained on. Labels of cases by which a
 run is judged make its scores worthless, so they are refused. Images of them without labels, as a
 pre-training may have seen, are a fair but another question, so they are told.
 """
@@ -22,9 +22,10 @@ from medseg_reg.engine.seen import read_seen
 from medseg_reg.errors import MedsegError
 from medseg_reg.files import read_json, sha256_of
 
-Kind = Literal["teacher", "pre-training", "training", "file"]
+Kind = Literal["teacher", "coarse", "pre-training", "training", "file"]
 _WORDS = {
     "teacher": "a teacher",
+    "coarse": "a coarse run whose answer is taken in",
     "pre-training": "a pre-training without labels",
     "training": "a training with labels",
     "file": "a file of which no more is known",
@@ -36,7 +37,7 @@ class Origin:
     """What was learned elsewhere.
 
     Attributes:
-        kind: a `teacher`; weights of a `pre-training` without labels, of a `training` with labels,
+        kind: a `teacher`; a `coarse` run whose answer is taken in; weights of a `pre-training` without labels, of a `training` with labels,
             or of a `file` of which no more is known.
         path: the run directory, or the file.
         epochs: of its training; None where that is not known, as for the next ones.
@@ -69,7 +70,7 @@ class Origin:
     @property
     def labelled(self) -> bool:
         """Whether it has seen labels."""
-        return self.kind in ("teacher", "training")
+        return self.kind in ("teacher", "coarse", "training")
 
     def __str__(self) -> str:
         """Say it in plain words.
@@ -167,6 +168,8 @@ def _before(
             yield origin_of_run(other, "teacher", splits, store, known)
         else:
             yield Origin("teacher", note["run"], tested=tested, validated=validated)
+    if run.coarse.path.exists():  # a copy, which no other run can hold
+        yield origin_of_run(run.coarse, "coarse", splits, store, known)
     if pretrained.exists():
         note = read_json(pretrained)
         path = Path(note["file"])

@@ -10,6 +10,8 @@ pretrained.json       what of a file of pretrained weights was taken, and where 
                       only where there was one
 teacher.json          the run that this one learned from, the hash of its weights, and what it
                       knows of the cases; if any
+coarse.json           the run whose answer this one takes in, likewise
+coarse/               what is needed of that run
 metrics.csv           one row an epoch; scheduled rates by their keys
 checkpoints/          last and previous state, for an exact resume
 weights.safetensors   the trained network; its presence says that training is done
@@ -119,6 +121,11 @@ class RunDirectory:
     def memory(self) -> Path:
         """What the layers remember of the training; there is none where they remember nothing."""
         return self.path / "memory.safetensors"
+
+    @property
+    def coarse(self) -> RunDirectory:
+        """The coarse run whose answer this one takes in, as far as it is needed to predict."""
+        return RunDirectory(self.path / "coarse")
 
     @property
     def checkpoints(self) -> Path:
@@ -294,8 +301,9 @@ class RunDirectory:
             write_json(self.path / "pretrained.json", {**report.as_dict(), **more})
 
     def learned_from(self) -> list[dict[str, Any]]:
-        """Read what the run has learned elsewhere: of its teacher and its pretrained weights."""
-        notes = [self.path / name for name in ("teacher.json", "pretrained.json")]
+        """Read what the run has learned elsewhere: of other runs and its pretrained weights."""
+        names = ("teacher.json", "coarse.json", "pretrained.json")
+        notes = [self.path / name for name in names]
         found = [read_json(note).get("origin") for note in notes if note.exists()]
         return [origin for origin in found if origin]
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from medseg_reg.engine.coarse import takes_in
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.confidence import BAND, band_of, confidence
@@ -25,7 +26,11 @@ from medseg_reg.inference.slices import Slices
 from medseg_reg.inference.uncertainty import Average
 from medseg_reg.io.dicom_seg import Algorithm
 from medseg_reg.networks.build import probabilities
+from medseg_reg.networks.reuse import Coarse, coarse_of
 from medseg_reg.networks.summary import summarize
+
+# Numbers of inputs (C, H, W) that networks computed.
+Inputs = Counter[tuple[nn.Module, tuple[int, ...]]]
 
 
 class Cascade(Ensemble):
@@ -82,8 +87,8 @@ class Cascade(Ensemble):
         self.seen = self.early = 0
         self._band = BAND
         # Inputs by network and shape: those that were computed, and those without a first network.
-        self._computed: Counter[tuple[Predictor, tuple[int, ...]]] = Counter()
-        self._without: Counter[tuple[Predictor, tuple[int, ...]]] = Counter()
+        self._computed: Inputs = Counter()
+        self._without: Inputs = Counter()
 
     @property
     def share_early(self) -> float:
@@ -125,7 +130,7 @@ class Cascade(Ensemble):
         batch = case.batch(start, stop)
         go_on = self._decide(known)
         mirrored = len(case.predictor.passes.mirrored)
-        self._without[case.predictor, tuple(batch.shape[1:])] += len(batch) * mirrored
+        self._without[case.predictor.network, tuple(batch.shape[1:])] += len(batch) * mirrored
         if not go_on.any():
             return known
         found = known.clone()
@@ -139,7 +144,7 @@ class Cascade(Ensemble):
 
         def decide(windows: Tensor) -> Tensor:
             images, before = windows[:, :channels], windows[:, channels:]
-            self._without[one, tuple(images.shape[1:])] += len(images)
+            self._without[one.network, tuple(images.shape[1:])] += len(images)
             go_on = self._decide(before)
             if not go_on.any():
                 return before
@@ -160,7 +165,7 @@ class Cascade(Ensemble):
         """Return the network, which counts its inputs."""
 
         def network(images: Tensor) -> Tensor:
-            self._computed[one, tuple(images.shape[1:])] += len(images)
+            self._computed[one.network, tuple(images.shape[1:])] += len(images)
             logits: Tensor = one.network(images)
             return logits
 
@@ -184,15 +189,89 @@ class Cascade(Ensemble):
         )
 
 
-def _multiply_adds(inputs: Counter[tuple[Predictor, tuple[int, ...]]]) -> int:
-    return sum(
-        number * multiply_adds(predictor, shape) for (predictor, shape), number in inputs.items()
+class EarlyExit(Cascade):
+    """A cascade whose finer networks take in what the first one says: both are one network.
+
+    The first network sees what is prepared for the finer one, as in the training, once. Where it is
+    not sure, its answer is handed on, so that threshold 1 gives exactly what the finer network
+    gives alone, at its cost. A window is decided by itself, and so is each mirrored pass.
+
+    Args:
+        fine: networks with a `Coarse` of one coarse run.
+        threshold: as of `Cascade`.
+    """
+
+    def __init__(self, fine: Ensemble, threshold: float) -> None:
+        coarse = [coarse_predictor(one) for one in fine.predictors]
+        super().__init__(Ensemble(coarse, fine.classes), fine, threshold)
+
+    def cases(self, images: Slices, name: str) -> list[Case]:
+        """Return a case as each finer network sees it."""
+        return Ensemble.cases(self, images, name)
+
+    def votes_of(
+        self, cases: Sequence[Case], slices: int, maps: bool
+    ) -> Iterator[tuple[int, Average]]:
+        """Yield what the networks say, at their ends or where they exit."""
+        for start in range(0, slices, self.batch_size):
+            stop, votes = min(start + self.batch_size, slices), Average(maps)
+            for case in cases:
+                with torch.inference_mode():
+                    votes.add(self._both(case, case.batch(start, stop)))
+            yield start, votes
+
+    def _both(self, case: Case, batch: Tensor) -> Tensor:
+        one, coarse = case.predictor, _coarse_in(case.predictor)
+        slides = one.passes.window is not None
+        self._band = BAND if slides else band_of(case.fit)
+
+        def decide(images: Tensor) -> Tensor:
+            shape = tuple(images.shape[1:])
+            self._without[one.network, shape] += len(images)
+            self._computed[coarse, shape] += len(images)
+            told = coarse(images)
+            known = probabilities(told)
+            go_on = self._decide(known if slides else case.fit.undo(known))
+            if not go_on.any():
+                return known
+            found = known.clone()
+            found[go_on] = probabilities(one.network(coarse.widened(images, told)[go_on]))
+            # A whole pass, less that of the coarse part, which is known.
+            self._computed[one.network, shape] += int(go_on.sum())
+            self._computed[coarse, shape] -= int(go_on.sum())
+            return found
+
+        return case.fit.undo(
+            one.passes.probabilities(decide, batch, one.batch_size, activation=lambda p: p)
+        )
+
+
+def coarse_predictor(fine: Predictor) -> Predictor:
+    """Return what predicts by the coarse network inside a finer one, on the same images."""
+    return Predictor(
+        _coarse_in(fine),
+        fine.image,
+        fine.channels,
+        fine.batch_size,
+        fine.device,
+        passes=fine.passes,
     )
 
 
-def multiply_adds(predictor: Predictor, shape: tuple[int, ...]) -> int:
+def _coarse_in(fine: Predictor) -> Coarse:
+    found = coarse_of(fine.network)
+    if found is None:
+        raise ValueError("the network takes in no coarse one")
+    return found
+
+
+def _multiply_adds(inputs: Inputs) -> int:
+    return sum(number * multiply_adds(*key) for key, number in inputs.items())
+
+
+def multiply_adds(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the multiply-adds of a network for one input (C, H, W)."""
-    return int(summarize(predictor.network, (1, *shape)).numbers()["multiply_adds"])
+    return int(summarize(network, (1, *shape)).numbers()["multiply_adds"])
 
 
 def load_cascade(
@@ -202,7 +281,8 @@ def load_cascade(
 
     Args:
         first: the cheap run. It takes no mirrored passes, and slices as it was trained on them:
-            where the others slide a window, it does so only if it was trained on crops.
+            where the others slide a window, it does so only if it was trained on crops. If all the
+            others take in its answer (`network.reuse`), it is a part of them: see `EarlyExit`.
         runs: the finer runs.
         way: how the finer ones predict.
         threshold: see `Cascade`.
@@ -223,8 +303,12 @@ def load_cascade(
     slides = way.window is not None and image.size is not None and image.fit == "crop"
     ahead = load_runs([first], replace(way, flips=(), window=() if slides else None))
     fine = load_runs(runs, way)
+    if all(takes_in(run, first) for run in runs):
+        cascade: Cascade = EarlyExit(fine.ensemble, threshold)
+    else:
+        cascade = Cascade(ahead.ensemble, fine.ensemble, threshold)
     return LoadedRuns(
-        Cascade(ahead.ensemble, fine.ensemble, threshold),
+        cascade,
         fine.facts,
         Algorithm(
             name="+".join(dict.fromkeys((ahead.algorithm.name, fine.algorithm.name))),

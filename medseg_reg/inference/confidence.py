@@ -91,19 +91,22 @@ def threshold_for(
     first: Sequence[float] | np.ndarray[Any, Any],
     fine: Sequence[float] | np.ndarray[Any, Any],
     budget: float,
+    alone: Sequence[float] | np.ndarray[Any, Any] | None = None,
 ) -> float:
     """Return the highest threshold at which a cascade keeps a budget.
 
     A slice goes on to the finer network unless its confidence is above the threshold t, so
 
-        cost(t) = sum_i first_i + sum_{i: confidence_i <= t} fine_i <= budget * sum_i fine_i
+        cost(t) = sum_i first_i + sum_{i: confidence_i <= t} fine_i <= budget * sum_i alone_i
 
     Args:
         confidences: of each slice of the validation part, in [0, 1].
         first: what the first network costs for each.
-        fine: what the finer network costs for each.
+        fine: what the finer network costs for each that goes on.
         budget: of the cost of the finer network on all slices, such as 0.5; above 1 it may be that
             both see every slice.
+        alone: what the finer network costs for each without a cascade, where that is something
+            else, as of one that has the first network inside; by default `fine`.
 
     Returns:
         0, where no slice may go on; 1, where all may; else the confidence of the last slice that
@@ -121,14 +124,15 @@ def threshold_for(
         0.7
     """
     values, costs = np.asarray(confidences, float), np.asarray(fine, float)
-    alone = float(np.sum(first)) / costs.sum()
-    if not budget >= alone * (1 - _ROUNDING):
+    whole = float(np.sum(fine if alone is None else alone))
+    least = float(np.sum(first)) / whole
+    if not budget >= least * (1 - _ROUNDING):
         raise MedsegError(
-            f"--budgets {budget:g}: the first network alone costs {alone:.4f} of the finer one on "
+            f"--budgets {budget:g}: the first network alone costs {least:.4f} of the finer one on "
             "the validation part. Give more, or take a cheaper first network."
         )
     order = np.argsort(values, kind="stable")
-    values, spent = values[order], alone + costs[order].cumsum() / costs.sum()
+    values, spent = values[order], least + costs[order].cumsum() / whole
     # Of equals the last one counts.
     last = np.append(values[1:] != values[:-1], True)
     kept = values[last & (spent <= budget * (1 + _ROUNDING))]

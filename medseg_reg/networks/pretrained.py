@@ -3,6 +3,8 @@
 Nothing is downloaded and no code of the file is run. The file holds tensors by name: safetensors,
 or a checkpoint with them alone or below a key such as `state_dict`, whose names may have a prefix
 such as `module.`. Regularizers have no weights: they may be in the network already or come later.
+Channels of a coarse network beside those of the image begin with the weight 0, where the file knows
+images alone.
 What stands beside the blocks of a transformer, heads of token labels and predictors of token
 selection, may be missing in the file.
 """
@@ -18,9 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.networks.position_tables import fitting_table
+from medseg_reg.networks.reuse import coarse_of
 from medseg_reg.networks.token_labels import TokenLabels
 from medseg_reg.networks.token_selection import TokenSelection
 
@@ -118,8 +122,10 @@ def load_pretrained(
             f"{path}: does not fit the {best.part}: {_misfit(best, found, target)}. Set "
             "network.pretrained_strict=false to load what fits."
         )
+    coarse = coarse_of(network)
+    further = 0 if coarse is None else coarse.channels
     weights = {
-        mine: _adapted(found[theirs], target[mine].shape[1])
+        mine: _adapted(found[theirs], target[mine].shape[1], further)
         if mine in best.adapted
         else best.resized.get(mine, found[theirs])
         for mine, theirs in best.pairs.items()
@@ -194,6 +200,7 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
     first = next((name for name, value in target.items() if value.ndim >= 4), "")
     modules = network.named_modules()
     aside = tuple(f"{name}." for name, one in modules if isinstance(one, _BESIDE))
+    widened = coarse_of(network) is not None
     for part, beginnings in _parts(target).items():
         wanted = [name for name in target if name.startswith(beginnings)]
         for own in _own_prefixes(beginnings):
@@ -204,7 +211,10 @@ def _matches(network: nn.Module, found: Mapping[str, Tensor]) -> Iterator[_Match
                     place = mine.get(_plain(name.removeprefix(other)))
                     if place is None or not name.startswith(other) or place in pairs:
                         continue
-                    if value.shape == target[place].shape:
+                    # An encoder of three channels, as that of colors, was made for no answer of a
+                    # coarse network, though image and answer may have as many.
+                    of_images = widened and place == first and part == "encoder"
+                    if value.shape == target[place].shape and not of_images:
                         pairs[place] = name
                     elif place == first and _fits_but_channels(value, target[place]):
                         pairs[place] = name
@@ -253,16 +263,19 @@ def _fits_but_channels(value: Tensor, mine: Tensor) -> bool:
     )
 
 
-def _adapted(weight: Tensor, channels: int) -> Tensor:
+def _adapted(weight: Tensor, channels: int, further: int = 0) -> Tensor:
     """Return the weight of a first convolution for another number of image channels.
 
     One channel gets the sum, as if all channels showed the same. More take their weights in turn,
-    scaled so that the sum over the channels stays about the same.
+    scaled so that the sum over the channels stays about the same. The `further` ones at the end,
+    of a coarse network, get 0.
     """
-    before = weight.shape[1]
+    before, channels = weight.shape[1], channels - further
     if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    return weight[:, torch.arange(channels) % before] * (before / channels)
+        found = weight.sum(dim=1, keepdim=True)
+    else:
+        found = weight[:, torch.arange(channels) % before] * (before / channels)
+    return functional.pad(found, (0, 0) * (weight.ndim - 2) + (0, further))
 
 
 def _misfit(match: _Match, found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:

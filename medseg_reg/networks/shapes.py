@@ -59,9 +59,19 @@ def _mode(network: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _state(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights and statistics of every module, each module once."""
-    for path, module in network.named_modules():
-        for name, value in (*module._parameters.items(), *module._buffers.items()):
-            if value is not None:
-                yield f"{path}.{name}" if path else name, value
+def _state(
+    module: nn.Module, path: str = "", met: set[nn.Module] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights and statistics of every module, each module once.
+
+    Of children, not of `named_modules`, which leaves out a coarse network that is taken along.
+    """
+    met = set() if met is None else met
+    if module in met:
+        return
+    met.add(module)
+    for name, value in (*module._parameters.items(), *module._buffers.items()):
+        if value is not None:
+            yield f"{path}{name}", value
+    for name, child in module.named_children():
+        yield from _state(child, f"{path}{name}.", met)

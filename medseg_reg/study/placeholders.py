@@ -1,4 +1,4 @@
-"""Placeholders in a study: a teacher, or pretrained weights, of its own for each run."""
+"""Placeholders in a study: earlier runs, or pretrained weights, of its own for each run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 # Keys of a run that name what another run has learned.
 TEACHER = "regularization.error.distillation.teacher"
+COARSE = "network.reuse.run"
 WEIGHTS = ("network.pretrained", "network.encoder_weights")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _PARTS = {"fold": "folds", "split": "splits"}
 
 
 def filled_sources(content: Any, spot: Spot) -> dict[str, str]:
-    """Return teachers and weights whose placeholders a run fills with its own place in the study.
+    """Return runs and weights whose placeholders a run fills with its own place in the study.
 
     `{dataset}`, `{network}`, `{method}` and `{seed}` stand for those of the run, `{fold}` and
     `{split}` for the number of its fold, or the seed of its split, where the study has several.
@@ -40,7 +41,7 @@ def filled_sources(content: Any, spot: Spot) -> dict[str, str]:
     given = leaves(content) if isinstance(content, Mapping) else {}
     return {
         key: _filled(key, value, _names(spot))
-        for key in (TEACHER, *WEIGHTS)
+        for key in (TEACHER, COARSE, *WEIGHTS)
         if isinstance(value := given.get(key), str) and _PLACEHOLDER.search(value)
     }
 

@@ -45,20 +45,21 @@ def require_sources(cells: Iterable[Cell[Any]]) -> None:
 
 
 def _sources(config: Config) -> tuple[Path | None, ...]:
-    """Return the teacher and the files of weights of a run."""
-    teacher = config.regularization.error.distillation
-    network = config.network
+    """Return the files of weights, the teacher and the coarse run of a run."""
+    teacher, network = config.regularization.error.distillation, config.network
     named = teacher.teacher if teacher else None
-    return (named, network.pretrained, network.encoder_weights)
+    coarse = network.reuse.run if network.reuse else None
+    return (network.pretrained, network.encoder_weights, named, coarse)
 
 
 def _lack(config: Config, run: RunDirectory) -> str:
     """Say what a run lacks of what it shall learn from; nothing where all is there."""
-    from medseg_reg.engine.distillation import check_teacher  # seconds to import
+    from medseg_reg.engine.coarse import check_coarse  # seconds to import
+    from medseg_reg.engine.distillation import check_teacher
     from medseg_reg.engine.origins import weights_origin
 
     begun = any(run.checkpoints.glob("*.ckpt"))  # its weights are there
-    for key, path in zip(WEIGHTS, _sources(config)[1:], strict=True):
+    for key, path in zip(WEIGHTS, _sources(config)[:2], strict=True):
         if path is not None and not begun and not path.is_file():
             return f"{key}: {path}: {_why(path)}"
     store = SliceStore(config.data.store)
@@ -66,6 +67,7 @@ def _lack(config: Config, run: RunDirectory) -> str:
     facts = DataFacts.of(store, store.manifest.cases[0].channels)
     try:
         check_teacher(config, facts, splits, store)
+        check_coarse(run, config, facts, splits, store)
         if not begun:
             weights_origin(config, splits, store)
     except MedsegError as error:

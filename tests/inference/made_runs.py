@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from medseg_reg.config import parse_config
+from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.checkpoint import save_weights
+from medseg_reg.engine.coarse import keep_coarse
 from medseg_reg.engine.network import build_run_network
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from tests.training import tiny_config
@@ -28,6 +30,8 @@ def make_run(path: Path, store: SliceStore, seed: int = 0, **changes: object) ->
     run.prepare(config)
     image = store.image(store.manifest.cases[0].name)
     run.begin(DataFacts.of(store, image.shape[3] if image.ndim == 4 else 1), store)
+    if config.network.reuse is not None:
+        keep_coarse(run, config, make_splits(store, config.data.split), store)
     torch.manual_seed(seed)
     network, _ = build_run_network(config, run.data_facts())
     with torch.no_grad():

@@ -37,7 +37,10 @@ def facts_of(run: RunDirectory) -> dict[str, Any]:
     split = read_json(run.path / "splits.json").get("hash")
     if split is None:
         raise MedsegError(f"{run.path / 'splits.json'}: has no hash; the run is incomplete.")
-    spec = config.network.model_dump(mode="json", exclude=set(PRETRAINED))
+    left_out = {key: True for key in PRETRAINED}
+    spec = config.network.model_dump(mode="json", exclude={**left_out, "reuse": {"run"}})
+    if config.network.reuse is not None:  # by what it is, not by where it lay
+        spec["reuse"]["weights_sha256"] = sha256_of(run.coarse.weights)
     trained = run.path / "environment.json"
     return {
         "producer": f"medseg_reg {__version__}",

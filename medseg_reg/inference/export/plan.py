@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medseg_reg.export_formats import Format
 from medseg_reg.networks.build import Network, probabilities
 from medseg_reg.networks.foreign import ForeignNetwork
+from medseg_reg.networks.reuse import coarse_of
 
 Shape = tuple[int, int, int, int]
 
@@ -56,8 +57,11 @@ def smallest_of(network: Network, channels: int, form: Format) -> int:
 
     Ours take one pixel. But a program of torch that was made with larger maps refuses maps of one
     pixel. ONNX and TorchScript refuse nothing, so what they give there is compared for ours, and is
-    not promised for other networks.
+    not promised for other networks. Images that are shrunk for a coarse network are shrunk in an
+    exported program whatever their size.
     """
+    if least := _shrunk_to(network):
+        return max(network.factor, least) + 1
     anything = form != "pt2" and not isinstance(network, ForeignNetwork)
     return 1 if anything and _runs(network, (1, channels, 1, 1)) else network.factor + 1
 
@@ -79,7 +83,7 @@ def plans_of(
         # what is 1 in the example stays 1 in an exported program.
         factor = network.factor
         example = (2, channels, max(rows, 2 * factor) + 1, max(columns, 2 * factor) + factor + 2)
-        others = (
+        others: tuple[Shape, ...] = (
             (3, channels, rows, columns),
             (2, channels, rows + 1, columns + factor + 2),
             (1, channels, 2 * rows + factor - 1, columns),
@@ -87,12 +91,26 @@ def plans_of(
         )
         first = (1, channels, rows, columns)
         few = ((1, channels, 1, 1), (2, channels, factor, columns), (1, channels, rows, 1))
-        for smallest in dict.fromkeys((smallest_of(network, channels, form), factor + 1)):
+        shrunk_to = _shrunk_to(network)
+        if shrunk_to:
+            others = tuple(one for one in others if min(one[2:]) > shrunk_to)
+        least = max(factor, shrunk_to) + 1
+        for smallest in dict.fromkeys((smallest_of(network, channels, form), least)):
+            if shrunk_to and min(rows, columns) < smallest:
+                continue  # which would leave out the run's own images
             shapes = others + few * (smallest == 1)
             probes = (first, *(one for one in shapes if _runs(network, one)))
             yield Plan(True, example, probes, smallest)
     probes = tuple((batch, channels, rows, columns) for batch in (1, 3))
     yield Plan(False, (2, channels, rows, columns), probes)
+
+
+def _shrunk_to(network: nn.Module) -> int:
+    """Return the longer side of what a coarse network inside sees; 0 if it takes images as is."""
+    coarse = coarse_of(network)
+    if coarse is None:
+        return 0
+    return max(*(coarse.size or (0, 0)), _shrunk_to(coarse.network))
 
 
 def _runs(network: nn.Module, shape: Shape) -> bool:

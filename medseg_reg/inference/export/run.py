@@ -23,6 +23,7 @@ from medseg_reg.inference.export.program import open_pt2, program_of, write_pt2
 from medseg_reg.inference.export.script import open_script, script_of, write_script
 from medseg_reg.inference.predictor import cheating_layers
 from medseg_reg.networks.build import Network, usual_size
+from medseg_reg.networks.reuse import coarse_of
 
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}
 
@@ -61,6 +62,8 @@ def export_run(run: RunDirectory, form: Format, out: Path | None = None) -> Expo
         require_packages()
     config = run.config()
     network = load_run_network(run)
+    if (coarse := coarse_of(network)) is not None:
+        coarse.show()  # what is exported holds both
     _refuse_cheating(run, network)
     target = _target(run, config.name, form, out)
     if form == "monai-bundle":

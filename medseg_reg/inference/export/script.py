@@ -9,21 +9,42 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from medseg_reg.data.preprocessing import ImageSpec
-from medseg_reg.inference.export.plan import Plan, images
+from medseg_reg.inference.export.plan import Plan, Shape, images
 from medseg_reg.inference.export.program import METADATA
-from medseg_reg.inference.export.scripted import AnySize, OneSize, WholeSlices
+from medseg_reg.inference.export.scripted import AnySize, Joined, OneSize, WholeSlices
 from medseg_reg.networks.build import Network
+from medseg_reg.networks.reuse import coarse_of
 
 
 def script_of(network: Network, plan: Plan) -> torch.jit.ScriptModule:
     """Return a network as TorchScript that takes any batch, and any size where the plan says so."""
-    shape = plan.example
+    coarse = coarse_of(network)
+    if coarse is None or not plan.dynamic:
+        return _script_of(network, plan, plan.example)
+    # Each by itself: they pad images of other sizes differently.
+    batch, channels, *size = plan.example
+    image = (batch, channels, *(coarse.size or size))
+    first = script_of(coarse.network, replace(plan, dynamic=coarse.size is None, example=image))
+    wide = (batch, channels + coarse.channels, *size)
+    joined = Joined(
+        first,
+        _script_of(network, plan, wide),
+        coarse.size,
+        coarse.fit,
+        coarse.what == "logits",
+    )
+    with without_warnings():
+        return torch.jit.script(joined.eval())
+
+
+def _script_of(network: Network, plan: Plan, shape: Shape) -> torch.jit.ScriptModule:
     if plan.dynamic:
         rows, columns = (-(-n // network.factor) * network.factor for n in shape[2:])
         shape = (*shape[:2], rows, columns)

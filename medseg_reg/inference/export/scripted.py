@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medseg_reg.data.preprocessing import ImageSpec
+from medseg_reg.networks.build import probabilities
+from medseg_reg.networks.fitting import fitted, unfitted
 
 
 class AnySize(nn.Module):
@@ -83,61 +85,42 @@ class WholeSlices(nn.Module):
         """Map slices (B, C, H, W), 0 to 1, to class probabilities (B, max(K, 2), H, W)."""
         source = [x.shape[2], x.shape[3]]
         outer = source if self.fit == "none" else [self.rows, self.columns]
-        inner = self.inner(source, outer)
-        x = to_size(shrunk(x, inner), inner)
-        logits = self.network(functional.pad(x, margins(inner, outer))).float()
-        if logits.shape[1] == 1:
-            foreground = torch.sigmoid(logits)
-            p = torch.cat([1 - foreground, foreground], dim=1)
-        else:
-            p = torch.softmax(logits, dim=1)
-        return to_size(functional.pad(p, margins(outer, inner)), source)
-
-    def inner(self, source: list[int], outer: list[int]) -> list[int]:
-        """Return the size that a slice is scaled to, before it is cut or padded."""
-        if self.fit == "resize":
-            return outer
-        if self.fit != "letterbox":
-            return source
-        scale = min(outer[0] / source[0], outer[1] / source[1])
-        # TorchScript rounds to a float.
-        return [max(1, int(round(n * scale))) for n in source]  # noqa: RUF046
+        p = probabilities(self.network(fitted(x, self.fit, outer)))
+        return unfitted(p, self.fit, source)
 
 
-def shrunk(x: Tensor, size: list[int]) -> Tensor:
-    """Shrink each axis of (B, C, H, W) that is larger than `size`, by the mean of areas."""
-    rows, columns = x.shape[2], x.shape[3]
-    if size[0] < rows:
-        x = torch.matmul(areas(rows, size[0], x), x)
-    if size[1] < columns:
-        x = torch.matmul(x, areas(columns, size[1], x).transpose(0, 1))
-    return x
+class Joined(nn.Module):
+    """Two networks of which the finer one takes in what the coarse one says.
 
+    It does what `medseg_reg.networks.reuse.Coarse` does in front of the finer network.
 
-def areas(have: int, want: int, like: Tensor) -> Tensor:
-    """Return the share of each of `have` pixels in each of `want` larger ones (want, have)."""
-    scale = have / want
-    number = torch.arange(want, dtype=torch.float64, device=like.device)[:, None]
-    pixel = torch.arange(have, dtype=torch.float64, device=like.device)[None]
-    stop = torch.minimum((number + 1) * scale, pixel + 1)
-    share = stop - torch.maximum(number * scale, pixel)
-    # OpenCV leaves out what is touched by less.
-    share = torch.where(share > 1e-3, share, torch.zeros_like(share))
-    return (share / scale).to(like.dtype)
+    Args:
+        coarse: maps images to logits.
+        network: maps images, with what the coarse network says as further channels, to logits.
+        size: what images get for the coarse network; None where it takes them as they are.
+        fit: how they get it.
+        logits: whether the logits are joined, and not the probabilities.
+    """
 
+    def __init__(
+        self,
+        coarse: nn.Module,
+        network: nn.Module,
+        size: tuple[int, int] | None,
+        fit: str,
+        logits: bool,
+    ) -> None:
+        super().__init__()
+        self.coarse, self.network = coarse, network
+        self.rows, self.columns = size or (0, 0)
+        self.fit, self.logits = "none" if size is None else fit, logits
 
-def to_size(x: Tensor, size: list[int]) -> Tensor:
-    """Enlarge (B, C, H, W), or bring it back, by linear interpolation."""
-    if x.shape[2] == size[0] and x.shape[3] == size[1]:
-        return x
-    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def margins(have: list[int], want: list[int]) -> list[int]:
-    """Return what `pad` adds, or takes where negative, so that the middle stays the middle."""
-    pads: list[int] = []
-    for axis in (1, 0):
-        more = want[axis] - have[axis]
-        before = more // 2 if more >= 0 else -(-more // 2)
-        pads += [before, more - before]
-    return pads
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, K, H, W)."""
+        source = [x.shape[2], x.shape[3]]
+        outer = source if self.fit == "none" else [self.rows, self.columns]
+        told = unfitted(self.coarse(fitted(x, self.fit, outer)), self.fit, source)
+        if not self.logits:
+            told = probabilities(told)
+        logits: Tensor = self.network(torch.cat([x, told.to(x.dtype)], dim=1))
+        return logits
