@@ -20,6 +20,7 @@ from medseg_reg.errors import run_main
 if TYPE_CHECKING:
     from medseg_reg.config import Config
     from medseg_reg.engine.run_directory import DataFacts
+    from medseg_reg.networks.reuse import Coarse
     from medseg_reg.networks.summary import Summary
 
 
@@ -47,8 +48,11 @@ def main(arguments: Sequence[str]) -> None:
             parser.error("a run knows its data: --channels and --classes belong to --config")
         if parsed.overrides:
             parser.error("a run has its configuration: overrides belong to --config")
+        from medseg_reg.engine.network import kept_coarse
+
         run = RunDirectory(parsed.run)
-        print(summary_of(run.config(), run.data_facts()).table(parsed.depth))
+        coarse = kept_coarse(run)
+        print(summary_of(run.config(), run.data_facts(), coarse=coarse).table(parsed.depth))
         return
     config = load_config(parsed.config, parsed.overrides)
     path, size = config.data.store, None
@@ -65,19 +69,25 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{path} is not there: {facts.channels} channel(s), {len(facts.classes)} classes.")
 
 
-def summary_of(config: Config, facts: DataFacts, size: Sequence[int] | None = None) -> Summary:
+def summary_of(
+    config: Config,
+    facts: DataFacts,
+    size: Sequence[int] | None = None,
+    coarse: Coarse | None = None,
+) -> Summary:
     """Return the summary of a run's network for one image of the run's size.
 
     Args:
         config: the configuration.
         facts: channels and classes of the data.
         size: rows and columns of the slices of the store, where the configuration keeps those.
+        coarse: see `build_run_network`.
     """
     from medseg_reg.engine.network import build_run_network
     from medseg_reg.networks.build import usual_size
     from medseg_reg.networks.summary import summarize
 
-    network, _ = build_run_network(config, facts)
+    network, _ = build_run_network(config, facts, coarse)
     rows, columns = config.data.image.size or size or usual_size(network)
     return summarize(network, (1, facts.channels, rows, columns))
 

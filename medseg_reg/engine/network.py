@@ -143,14 +143,17 @@ def load_run_network(run: RunDirectory) -> Network:
     """
     config = run.config()
     run.require_finished()
-    coarse = None
-    if config.network.reuse is not None:
-        coarse = load_coarse_network(config, run.coarse)
-    network, _ = build_run_network(config, run.data_facts(), coarse)
+    network, _ = build_run_network(config, run.data_facts(), kept_coarse(run))
     load_weights(network, run.weights)
     load_memory(network, run.memory)
     network.eval()
     return network
+
+
+def kept_coarse(run: RunDirectory) -> Coarse | None:
+    """Load the coarse network that a run has kept, if it takes one in."""
+    config = run.config()
+    return None if config.network.reuse is None else load_coarse_network(config, run.coarse)
 
 
 def load_coarse_network(config: Config, run: RunDirectory) -> Coarse:

@@ -99,7 +99,11 @@ def test_weights_and_checkpoints_hold_the_finer_network_alone(
     coarse: Path, origin: Path, run: RunDirectory
 ) -> None:
     digest = sha256_of(coarse / "weights.safetensors")
-    assert read_json(run.path / "coarse.json") == {"run": str(origin), "sha256": digest}
+    note = read_json(run.path / "coarse.json")
+    assert (note["run"], note["sha256"]) == (str(origin), digest)
+    (learned,) = evaluate(run)["learned_from"]
+    assert (learned["kind"], learned["test"]) == ("coarse", [])
+    assert "is a coarse run whose answer is taken in" in learned["said"]
     assert sha256_of(run.coarse.weights) == digest
     assert takes_in(run, RunDirectory(coarse))
     weights = load_file(run.weights)
@@ -114,11 +118,9 @@ def test_weights_and_checkpoints_hold_the_finer_network_alone(
     "network",
     [
         {"name": "monai.UNet", "channels": [4, 8], "strides": [2]},
-        {"name": "smp.Unet", "encoder_name": "resnet18", "encoder_depth": 3,
-         "decoder_channels": [16, 8, 4]},
         {"name": "attention_unet", "channels": [4, 6, 8]},
     ],
-)  # fmt: skip
+)
 def test_any_network_takes_a_coarse_one_in_and_layers_of_its_own(
     store: SliceStore, coarse: Path, tmp_path: Path, network: dict[str, Any]
 ) -> None:

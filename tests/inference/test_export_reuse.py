@@ -15,8 +15,9 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.export_formats import Format
 from medseg_reg.files import sha256_of
 from medseg_reg.inference.export import export_run
+from medseg_reg.inference.export.facts import facts_of
 from medseg_reg.inference.export.program import open_pt2
-from medseg_reg.inference.export.script import open_script, without_warnings
+from medseg_reg.inference.export.script import open_script
 from tests.inference.export_runs import exportable_run
 from tests.inference.made_runs import NOISY, PLAIN, make_run
 from tests.stores import make_store
@@ -45,7 +46,7 @@ def exported(store: SliceStore, folder: Path, form: Format, scaled: bool, **more
     [
         ("torchscript", False, "logits", "any"),
         ("torchscript", True, "probabilities", "any, from 21 rows and columns"),
-        ("pt2", True, "probabilities", "any, from 21 rows and columns"),
+        pytest.param("pt2", True, "probabilities", "any, from 21 rows and columns", marks=slow),
         pytest.param("pt2", False, "logits", "any, from 3 rows and columns", marks=slow),
         pytest.param("onnx", False, "probabilities", "any", marks=slow),
         pytest.param("onnx", True, "probabilities", "any, from 21 rows and columns", marks=slow),
@@ -70,16 +71,16 @@ def test_it_gives_the_same_at_any_size(
 def test_a_file_says_what_it_holds_and_not_where_that_lay(
     store: SliceStore, tmp_path: Path
 ) -> None:
-    done, _ = exported(store, tmp_path, "torchscript", False)
-    found = {"metadata.json": ""}
-    with without_warnings():
-        torch.jit.load(done.path, _extra_files=found)
-    about = json.loads(found["metadata.json"])
-    digest = sha256_of(tmp_path / "coarse" / "weights.safetensors")
+    coarse = make_run(tmp_path / "coarse", store, **PLAIN)
+    more = {"network__reuse": {"run": str(coarse)}, **PLAIN}
+    run = RunDirectory(exportable_run(tmp_path / "run", store, **more))
+    about = facts_of(run)
+    digest = sha256_of(coarse / "weights.safetensors")
     assert about["network"]["reuse"] == {"what": "probabilities", "weights_sha256": digest}
-    assert str(tmp_path) not in found["metadata.json"]
+    assert str(tmp_path) not in json.dumps(about)
 
 
+@slow
 def test_a_bundle_takes_slices_of_their_own_size(store: SliceStore, tmp_path: Path) -> None:
     done, _ = exported(store, tmp_path, "monai-bundle", True)
     assert done.size == "any"

@@ -194,6 +194,18 @@ def test_for_an_export_it_becomes_a_part_like_any_other() -> None:
     assert torch.equal(fine(images(1, 1, 16, 16)), before)
 
 
+@pytest.mark.slow
+def test_a_compiled_pass_gives_the_same_and_leaves_the_coarse_network_as_it_was() -> None:
+    fine = attach(network(channels=1 + CLASSES).train(), Coarse(coarse_network(), CLASSES), 1)
+    twin, x = copy.deepcopy(fine), images(2, 1, 16, 16)
+    compiled = torch.compile(lambda image: twin(image), dynamic=False, backend="aot_eager")
+    for one in (fine, compiled):
+        one(x).square().sum().backward()
+    for name, parameter in fine.named_parameters():
+        torch.testing.assert_close(twin.get_parameter(name).grad, parameter.grad)
+    assert all(p.grad is None for p in coarse_of(twin).network.parameters())
+
+
 # Pretrained weights
 
 
