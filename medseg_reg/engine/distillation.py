@@ -137,9 +137,7 @@ def check_teacher(
     spec = config.regularization.error.distillation
     if spec is None:
         return None
-    return check_earlier(
-        RunDirectory(spec.teacher), _KEY, "teacher", config, facts, splits, store
-    )
+    return check_earlier(RunDirectory(spec.teacher), _KEY, "teacher", config, facts, splits, store)
 
 
 def check_teacher_size(

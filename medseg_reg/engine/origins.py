@@ -1,8 +1,8 @@
 """Where what a run takes over from others comes from: what that has cost, and which cases it knows.
 
-A teacher, a coarse run and pretrained weights bring along what they were trained on. Labels of cases by which a
-run is judged make its scores worthless, so they are refused. Images of them without labels, as a
-pre-training may have seen, are a fair but another question, so they are told.
+A teacher, a coarse run and pretrained weights bring along what they were trained on. Labels of
+cases by which a run is judged make its scores worthless, so they are refused. Images of them
+without labels, as a pre-training may have seen, are a fair but another question, so they are told.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Origin:
     """What was learned elsewhere.
 
     Attributes:
-        kind: a `teacher`; a `coarse` run whose answer is taken in; weights of a `pre-training` without labels, of a `training` with labels,
-            or of a `file` of which no more is known.
+        kind: a `teacher`; a `coarse` run whose answer is taken in; weights of a `pre-training`
+            without labels, of a `training` with labels, or of a `file` of which no more is known.
         path: the run directory, or the file.
         epochs: of its training; None where that is not known, as for the next ones.
         slices: drawn for each epoch.

@@ -30,7 +30,7 @@ WHOLE = {"data__image": {"size": [32, 40]}}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> SliceStore:
     path = tmp_path_factory.mktemp("store") / "store"
-    return make_store(path, cases=5, slices=1, size=(32, 40))
+    return make_store(path, cases=6, slices=1, size=(32, 40))
 
 
 def exported(store: SliceStore, folder: Path, form: Format, scaled: bool, **more: Any) -> Any:

@@ -60,6 +60,12 @@ def test_the_encoder_of_a_foreign_network_has_weights_by_its_place():
     content = {"network": {"name": "smp.Unet", "encoder_weights": "w/{fold}.pt"}, "seed": 3}
     found = filled_sources(content, Spot("a", "unet", "none", 0, "fold2"))
     assert found == {"network.encoder_weights": "w/2.pt"}
+
+
+def test_a_coarse_run_is_named_by_its_place_too():
+    content = {"network": {"reuse": {"run": "coarse/{dataset}/seed{seed}"}}}
+    found = filled_sources(content, Spot("a", "unet", "none", 3, ""))
+    assert found == {"network.reuse.run": "coarse/a/seed3"}
     assert filled_sources({"network": {"pretrained": None}}, Spot("a", "b", "c", 0, "")) == {}
 
 
