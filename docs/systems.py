@@ -162,6 +162,19 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
             "labels of tokens are the fractions of the classes in their patches",
         ),
     ),
+    "reuse": (
+        "DVT (Dynamic Vision Transformer): feature reuse",
+        "Wang et al., NeurIPS 2021",
+        System(
+            CLASSES,
+            {
+                FORMULA: "networks/test_reuse.py"
+                "::test_the_classes_of_the_coarse_network_are_joined_to_the_image",
+            },
+            "tokens of the coarse network in the MLPs of the finer one; reuse of attention",
+            "the classes of each pixel, as channels of the image; any two networks",
+        ),
+    ),
 }
 
 TRAINING: dict[str, tuple[str, str, System]] = {
@@ -184,19 +197,6 @@ TRAINING: dict[str, tuple[str, str, System]] = {
             "the distillation token, which needs a class token; weights by the teacher's "
             "confidence; a result on data",
             "for each pixel",
-        ),
-    ),
-    "network.reuse": (
-        "DVT (Dynamic Vision Transformer): feature reuse",
-        "Wang et al., NeurIPS 2021",
-        System(
-            CLASSES,
-            {
-                FORMULA: "networks/test_reuse.py"
-                "::test_the_classes_of_the_coarse_network_are_joined_to_the_image",
-            },
-            "tokens of the coarse network in the MLPs of the finer one; reuse of attention",
-            "dense: the classes of each pixel, as channels of the image; any two networks",
         ),
     ),
 }

@@ -26,7 +26,15 @@ _WHERE = {
     "routing": "`network.experts`",
 }
 # Keys of a configuration that are systems too, and an analysis.
-_PARTS = ("tree_depth", "experts", "token_selection", "token_labels", "masking", "patch_impacts")
+_PARTS = (
+    "tree_depth",
+    "experts",
+    "token_selection",
+    "token_labels",
+    "reuse",
+    "masking",
+    "patch_impacts",
+)
 # Stands for a method without an entry.
 NEW = System("", {}, "told in `docs/systems_layers.py`: nothing yet")
 _PAGE = """\

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,12 @@ def script_of(network: Network, plan: Plan) -> torch.jit.ScriptModule:
     if coarse is None or not plan.dynamic:
         return _script_of(network, plan, plan.example)
     # Each by itself: they pad images of other sizes differently.
-    batch, channels, *size = plan.example
-    image = (batch, channels, *(coarse.size or size))
-    first = script_of(coarse.network, replace(plan, dynamic=coarse.size is None, example=image))
-    wide = (batch, channels + coarse.channels, *size)
+    batch, channels = plan.example[:2]
+    image: Shape = (batch, channels, *(coarse.size or plan.example[2:]))
+    first = script_of(
+        cast(Network, coarse.network), replace(plan, dynamic=coarse.size is None, example=image)
+    )
+    wide: Shape = (batch, channels + coarse.channels, *plan.example[2:])
     joined = Joined(
         first,
         _script_of(network, plan, wide),
