@@ -137,7 +137,7 @@ def test_the_check_misses_a_method_a_network_a_loss_and_a_test(
         with pytest.raises(SystemExit, match="no key regularization.mix_tokens"):
             page.check_systems(found)
     gone = systems.System("classification", {"formula": "test_docs.py::test_of_yesterday"})
-    monkeypatch.setattr(page, "METHODS", {**systems.METHODS, "dropout": gone})
+    monkeypatch.setattr(page, "METHODS", {**page.METHODS, "dropout": gone})
     with pytest.raises(SystemExit, match="no test tests/test_docs.py::test_of_yesterday"):
         page.check_systems(found)
 
