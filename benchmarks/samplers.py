@@ -6,7 +6,7 @@
 Trainings are too dear to repeat a search often enough that three samplers could be told apart.
 Here the reward of a pattern is made: 0.8 at the best one, less 0.025 for each of its eight tokens
 that is another, less 0.1 where of its first two only one is right, plus noise of 0.01, as DICE has
-between seeds. The space is that of `configs/searches/autodropout_small.yaml` in size, 13824
+between seeds. The space is that of `configs/searches/autodropout_hippocampus.yaml` in size, 13824
 patterns, and which is the best changes with the seed. It says how fast the samplers are where there
 is something to find, nothing about dropout.
 """

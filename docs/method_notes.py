@@ -21,14 +21,28 @@ A controller, a small causal transformer, writes one token for each of `p`, `siz
 `repeat`, `rotate`, `shear_x`, `shear_y` and `share_c`, or whatever lists the file has (with several
 layers in `architecture`, a pattern for each); a network is trained with the pattern, and its DICE
 on the validation part rewards the controller by policy gradient. The parameters are those of the
-layer, so `p` is a token beside those of the paper, and the paper's eighth, `residual`, is missing:
-where a network has residual branches, list `places`. The sizes of the published controller, its
+layer, so `p` is a token beside those of the paper. The sizes of the published controller, its
 learning rate, baseline and entropy weight, and the values of each token were not found; here they
 are settings.
 
+The paper's eighth token, `residual`, says whether the pattern goes to the residual branch as well.
+It is no parameter of the layer, which sees one map and not the block around it, but a choice of
+`places` in a network with residual blocks (MONAI's SegResNet, encoders of the ResNet family):
+
+```yaml
+parameters:
+  regularization.architecture.0.places: [[after_norm], [after_norm, residual]]
+```
+
+`residual` is the branch before it is added, so the shortcut stays whole, and each place draws its
+own position of the pattern. The paper's sentence can also be read as one mask on branch **and**
+shortcut, and its code could not be read; that is `[after_norm, after_block]`, since a mask on the
+sum is the same mask on both. A network without residual additions, as U-Net, has no such place: a
+search that lists it is refused before anything runs.
+
 ![What each sampler has found against the number of trials](../samplers.png)
 
-How fast it is, on **made** rewards over a space of this size (13824 patterns, noise of 0.01, the
+How fast it is, on **made** rewards over a space of 13824 patterns (noise of 0.01, the
 best is worth 0.8; means of 20 searches; `python benchmarks/samplers.py`):
 
 | sampler | trials | mean reward of the last quarter | reward of what was found |

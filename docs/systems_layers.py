@@ -29,8 +29,7 @@ METHODS: dict[str, System] = {
             TOY: "study/samplers/test_controller.py"
             "::test_its_mean_reward_rises_and_beats_random_search_within_200_trials",
         },
-        "the residual token, and the numbers of the published controller; a search with as many "
-        "trials as published",
+        "the numbers of the published controller; a search with as many trials as published",
     ),
     "channel_drop_block": System(
         CLASSES,

@@ -218,6 +218,8 @@ def _written_key(
 
 def _tagged(annotation: Any) -> dict[str | int, Any]:
     """Return the members of a union that have tags, by these."""
+    if hasattr(annotation, "__metadata__"):  # a union within `dict[str, ...]` is wrapped
+        annotation = typing.get_args(annotation)[0]
     return {
         one.tag: member
         for member in typing.get_args(annotation)

@@ -172,6 +172,8 @@ class AutoDropout(Regularizer):
         what such samples miss. The paper puts it at the output of normalisation layers, with
         parameters that its search finds. It gives no defaults; the rectangle here is that of its
         figure. The order of shears and rotation and how a place is drawn are not stated either.
+        Its token `residual`, whether the pattern goes to the residual branch as well, is a choice
+        of places here: "after_norm" alone, or with "residual".
 
     Example:
         >>> import torch

@@ -73,6 +73,8 @@ def main(arguments: Sequence[str]) -> None:
         "--sampler-seeds", type=int, default=1, help="how many searches with each method"
     )
     parsed = parser.parse_intermixed_args(arguments)
+    if parsed.sampler_seeds < 1:
+        parser.error(f"--sampler-seeds is at least 1, not {parsed.sampler_seeds}")
     tables, failures = [], []
     for one in searches_of(parsed.config, parsed.sampler_seeds, parsed.overrides):
         print(f"== {one.method}, sampler seed {one.sampler_seed}", flush=True)

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
     """Add the options of both; `folder` has files as they are wanted."""
     parser.add_argument("--config", type=Path, required=True, help=f"as in {folder}")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, such as `auto`")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="changes the file, as `workers=2`"
+    )
 
 
 def make_pool(runs: ManyRuns, ray: str | None, lock: int) -> Pool:

@@ -72,3 +72,10 @@ def test_evolution_begins_with_the_random_sequences_of_the_same_seed(compared):
         )
         begun = [rows[keys].head(4).reset_index(drop=True) for rows in (one, other)]
         pd.testing.assert_frame_equal(*begun)
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_number_of_sampler_seeds_that_is_none_is_told(tmp_path, capsys, count):
+    with pytest.raises(SystemExit, match="2"):
+        compare_searches.main(["--config", str(tmp_path / "no.yaml"), "--sampler-seeds", count])
+    assert "--sampler-seeds" in capsys.readouterr().err

@@ -22,7 +22,7 @@ class Evolution:
 
     Children of one round have parents from one and the same population, as they have where
     machines work side by side. A failure (NaN) never joins. The paper's identity mutation is left
-    out: the training of a sequence that comes again is not repeated here.
+    out: with the seeds of a search, a training of the same sequence gives the same score again.
 
     Args:
         choices: how many values each parameter has.

@@ -33,7 +33,7 @@ from medseg_reg.study.lock import locked
 from medseg_reg.study.pool import Job, Pool
 from medseg_reg.study.progress import Journal
 from medseg_reg.study.runner import check_existing, job_of, work_off
-from medseg_reg.study.samplers import SAMPLERS
+from medseg_reg.study.search.checks import check_networks, check_values, first_values
 from medseg_reg.study.search.draws import Draws
 from medseg_reg.study.search.found import write_best, write_trials
 from medseg_reg.study.search.sampled import Sampled
@@ -41,10 +41,11 @@ from medseg_reg.study.search.spec import SearchSpec, load_search
 from medseg_reg.study.search.trials import (
     Trial,
     TrialSpot,
-    check_values,
     grid_trials,
     is_trained,
+    make_trial,
     score_of,
+    short_keys,
     trial_numbers,
 )
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     search = load_search(parsed.config, parsed.overrides)
     table, failures = search_in_directory(search, parsed.ray)
-    print(table.head(10).to_string(index=False))
+    print(table.head(10).rename(columns=short_keys(search.parameters)).to_string(index=False))
     if table[search.monitor].notna().any():
         best = search.directory / "best.yaml"
         print(f"best {best} (by the validation part; test it once)")
@@ -74,7 +75,7 @@ def search_in_directory(
     """Check what can be checked, and search with the directory locked; see `run_search`."""
     if search.method == "grid":
         list(grid_trials(search))  # all that can be wrong, before anything runs
-    elif search.method in SAMPLERS:
+    else:
         check_values(search)
     require_writable(search.directory)
     with locked(search.directory) as lock:
@@ -124,6 +125,8 @@ def run_search(
 
     trials = known if draws is None else draws.trials(has_ended, score)
     say(f"search {search.directory}: {len(spots)} runs, {len(todo)} to do")
+    if todo:
+        _prepare(search)
     try:
         failures = work_off(_jobs(search, trials, made), pool, journal)
     finally:
@@ -142,9 +145,18 @@ def _draws(search: SearchSpec) -> Draws | Sampled | None:
     return Draws(search) if search.method == "optuna" else Sampled(search)
 
 
+def _prepare(search: SearchSpec) -> None:
+    """See that the data are there, which all trials share, and that the networks can be built."""
+    cells = make_trial(search, 0, first_values(search)).cells[:1]
+    require_stores(cells)
+    make_phantoms(cells)
+    check_networks(search)
+
+
 def _told(trial: Trial, spot: TrialSpot, monitor: str) -> str:
     """Return in words what became of a run."""
-    found = ", ".join(f"{key}: {flow(value)}" for key, value in trial.parameters.items())
+    names = short_keys(trial.parameters)
+    found = ", ".join(f"{names[key]}: {flow(value)}" for key, value in trial.parameters.items())
     cells = [cell for cell in trial.cells if cell.spot == spot]
     return f"{found}: {monitor} {score_of(cells, monitor):.4f}"
 
@@ -153,20 +165,14 @@ def _jobs(
     search: SearchSpec, trials: Iterable[Trial | None], made: dict[int, Trial]
 ) -> Iterator[Job | None]:
     """Go through the jobs of trials, and note the trials."""
-    prepared = False
     for trial in trials:
         if trial is None:
             yield None
             continue
         made[trial.number] = trial
         for cell in trial.cells:
-            if is_trained(search, cell.spot):
-                continue
-            if not prepared:  # all have the same data
-                require_stores([cell])
-                make_phantoms([cell])
-                prepared = True
-            yield job_of(search.directory, cell, train_only=True)
+            if not is_trained(search, cell.spot):
+                yield job_of(search.directory, cell, train_only=True)
 
 
 if __name__ == "__main__":

@@ -37,23 +37,31 @@ class Drawn:
             "method": search.method,
             "parameters": search.model_dump(mode="json")["parameters"],
             "sampler_seed": search.sampler_seed,
+            **self.settings(),
         }
         self._known = self._read()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what else decides what is drawn."""
+        return {}
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.file.exists():
             return []
         found = read_json(self.file)
         try:
-            about, trials = {key: found[key] for key in self._about}, list(found["trials"])
+            trials = list(found["trials"])
+            for key, wanted in self._about.items():  # the method first: others have other settings
+                if found[key] != wanted:
+                    raise MedsegError(
+                        f"{self.file}: its trials were drawn with other {key} ({found[key]}, now "
+                        f"{wanted}). Choose another directory with `run=DIR`, or delete this one."
+                    )
+            whole = all(map(self._is_whole, trials))
         except (KeyError, TypeError):
-            raise MedsegError(f"{self.file}: is damaged. Delete it to draw anew.") from None
-        for key, wanted in self._about.items():
-            if about[key] != wanted:
-                raise MedsegError(
-                    f"{self.file}: its trials were drawn with other {key} ({about[key]}, now "
-                    f"{wanted}). Choose another directory with `run=DIR`, or delete this one."
-                )
+            whole = False
+        if not whole:
+            raise MedsegError(f"{self.file}: is damaged. Delete it to draw anew.")
         return trials
 
     def known(self) -> list[Trial]:
@@ -67,6 +75,20 @@ class Drawn:
         """Note what was drawn next."""
         self._known.append(raw)
         write_json(self.file, {**self._about, "trials": self._known})
+
+    def _is_whole(self, raw: Any) -> bool:
+        """Whether this can be what was drawn for a trial."""
+        parameters = self.search.parameters
+        return (
+            isinstance(raw, dict)
+            and raw.keys() == parameters.keys()
+            and all(
+                raw[key] in range(len(one.values))
+                if isinstance(one, ChoiceSpec)
+                else one.low <= raw[key] <= one.high
+                for key, one in parameters.items()
+            )
+        )
 
     def _values(self, raw: dict[str, Any]) -> dict[str, Any]:
         """Return the values of parameters; of a list, its number is kept."""

@@ -25,8 +25,15 @@ _LAYERS = "regularization.architecture"
 def write_trials(
     search: SearchSpec, trials: Sequence[Trial], scores: Mapping[int, float]
 ) -> pd.DataFrame:
-    """Write trials.csv, and return the table."""
-    rows = [{"trial": t.number, **t.parameters, search.monitor: scores[t.number]} for t in trials]
+    """Write trials.csv, and return the table; no value is `null`, as in the file of a search."""
+    rows = [
+        {
+            "trial": trial.number,
+            **{key: "null" if value is None else value for key, value in trial.parameters.items()},
+            search.monitor: scores[trial.number],
+        }
+        for trial in trials
+    ]
     columns = ["trial", *search.parameters, search.monitor]
     table = pd.DataFrame(rows, columns=columns)
     table = table.sort_values([search.monitor, "trial"], ascending=[False, True])

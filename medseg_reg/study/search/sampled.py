@@ -14,9 +14,24 @@ class Sampled(Drawn):
     """The trials of a search as a sampler proposes them, with those that were drawn before.
 
     A round of `together` trials is drawn when all before have ended. What a sampler proposes
-    depends on its seed and on the scores that it was told, so a search that goes on draws the same
-    trials again; what was drawn stays, also where a trial that had failed now has a score.
+    depends on its seed and settings, on the size of the rounds and on the scores that it was told,
+    so a search that goes on draws the same trials again, and one with others is refused. What was
+    drawn stays, also where a trial that had failed now has a score.
+
+    Args:
+        search: with one of the methods that draw from lists.
+
+    Raises:
+        MedsegError: `drawn.json` is of another search.
     """
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of what learns from rounds, and their size."""
+        method = self.search.method
+        if method == "random":
+            return {}
+        own = getattr(self.search, method).model_dump(mode="json")
+        return {"together": self.search.trials_at_a_time, method: own}
 
     def trials(
         self, has_ended: Callable[[Trial], bool], score: Callable[[Trial], float]

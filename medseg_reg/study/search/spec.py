@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from medseg_reg.config_base import Closed, Positive
+from medseg_reg.study.grid import flow
 from medseg_reg.study.idle_keys import is_below, leaves
 from medseg_reg.study.samplers import SAMPLERS, ControllerSpec, EvolutionSpec
 from medseg_reg.study.spec import ManyRuns, Seed, as_seeds, read_spec
@@ -55,17 +56,40 @@ class RangeSpec(Closed):
         return self
 
 
-def _as_choice(value: Any) -> Any:
-    return {"values": value} if isinstance(value, list) else value
-
-
 class ChoiceSpec(Closed):
     """A list of values."""
 
-    values: tuple[Any, ...] = Field(min_length=1)
+    values: tuple[Any, ...]
+
+    @field_validator("values")
+    @classmethod
+    def _each_stands_there_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("the list is empty; give at least one value")
+        written = [flow(value) for value in values]
+        if twice := [one for number, one in enumerate(written) if one in written[:number]]:
+            raise ValueError(f"{twice[0]} stands there twice")
+        return values
 
 
-Parameter = Annotated[ChoiceSpec | RangeSpec, BeforeValidator(_as_choice)]
+def _as_mapping(value: Any) -> Any:
+    if isinstance(value, list):
+        return {"values": value}
+    if not isinstance(value, dict | ChoiceSpec | RangeSpec):
+        raise ValueError("give a list of values, or a range as {low: 0.1, high: 0.5}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    listed = isinstance(value, ChoiceSpec) or (isinstance(value, dict) and "values" in value)
+    return "list" if listed else "range"
+
+
+Parameter = Annotated[
+    Annotated[ChoiceSpec, Tag("list")] | Annotated[RangeSpec, Tag("range")],
+    Discriminator(_kind),
+    BeforeValidator(_as_mapping),
+]
 
 
 class SearchSpec(ManyRuns):

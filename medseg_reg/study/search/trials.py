@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,12 +107,20 @@ def grid_trials(search: SearchSpec) -> Iterator[Trial]:
         yield make_trial(search, number, dict(zip(search.parameters, values, strict=True)))
 
 
-def check_values(search: SearchSpec) -> None:
-    """Refuse a value of a list that makes no configuration with the first values of the others."""
-    usual = {key: values[0] for key, values in search.lists.items()}
-    for key, values in search.lists.items():
-        for number, value in enumerate(values):
-            make_trial(search, number, {**usual, key: value})
+def short_keys(keys: Collection[str]) -> dict[str, str]:
+    """Return keys without the groups that all of them lie in, to be shown; of one alone, all of it.
+
+    >>> short_keys(["regularization.architecture.0.p", "regularization.architecture.1.p"])
+    {'regularization.architecture.0.p': '0.p', 'regularization.architecture.1.p': '1.p'}
+    >>> short_keys(["optimizer.lr"])
+    {'optimizer.lr': 'optimizer.lr'}
+    """
+    if len(keys) == 1:
+        return {key: key for key in keys}
+    groups = [key.split(".")[:-1] for key in keys]
+    levels = [len(set(level)) == 1 for level in zip(*groups, strict=False)]
+    same = [*levels, False].index(False)
+    return {key: ".".join(key.split(".")[same:]) for key in keys}
 
 
 def score_of(cells: Sequence[Cell[TrialSpot]], monitor: str) -> float:

@@ -41,8 +41,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
 
     search = load_search(Path(command))
     search.directory.mkdir(parents=True)
-    monkeypatch.setattr("medseg_reg.study.search.__main__.require_stores", lambda _: None)
-    monkeypatch.setattr("medseg_reg.study.search.__main__.make_phantoms", lambda _: None)
+    monkeypatch.setattr("medseg_reg.study.search.__main__._prepare", lambda _: None)
     # The middle one of the three rates is best.
     pool = ScoringPool(lambda c: [1 - abs(c.regularization.architecture[0].parameters["p"] - 0.1)])
     run_search(search, pool, lambda _: None)

@@ -14,9 +14,9 @@ from medseg_reg.config import Config
 from medseg_reg.errors import Interrupted, MedsegError
 from medseg_reg.study.samplers import SAMPLERS
 from medseg_reg.study.search.__main__ import run_search
+from medseg_reg.study.search.checks import check_values
 from medseg_reg.study.search.sampled import Sampled
 from medseg_reg.study.search.spec import SearchSpec, load_search
-from medseg_reg.study.search.trials import check_values
 from medseg_reg.study.spec import MethodSpec
 from tests.stores import make_store
 from tests.study.search.made_patterns import LAYER, content_of
@@ -87,8 +87,51 @@ def test_a_failure_that_has_a_score_now_leaves_what_was_drawn_as_it_was(store, t
     before = drawn(half_failed)
     assert drawn(lambda trial: -float(trial.number)) == before
     assert [trial.parameters for trial in Sampled(search).known()] == before
-    with pytest.raises(MedsegError, match="were drawn with other method"):
-        Sampled(search_of(store, tmp_path, method="random"))
+
+
+def test_other_settings_of_what_learns_are_refused_where_a_search_goes_on(store, tmp_path):
+    quiet(search_of(store, tmp_path, method="evolution"), ScoringPool(worth))
+    for changes, message in (
+        ({"evolution": {"population": 5, "sample": 3}}, r"other evolution \(.*'population': 4"),
+        ({"together": 3}, r"other together \(2, now 3\)"),
+    ):
+        with pytest.raises(MedsegError, match=message):
+            Sampled(search_of(store, tmp_path, method="evolution", **changes))
+    with pytest.raises(MedsegError, match=r"other method \(evolution, now controller\)"):
+        Sampled(search_of(store, tmp_path))
+    # The settings of another method, and a larger number of trials, change no draw.
+    other = search_of(store, tmp_path, method="evolution", trials=9, controller={"lr": 0.1})
+    assert len(Sampled(other).known()) == 6
+
+
+def test_random_search_may_go_on_in_rounds_of_another_size(store, tmp_path):
+    whole = quiet(search_of(store, tmp_path / "a", method="random"), ScoringPool(worth))
+    part = {"method": "random", "trials": 3, "together": 1}
+    quiet(search_of(store, tmp_path / "b", **part), ScoringPool(worth))
+    rest = quiet(search_of(store, tmp_path / "b", method="random", together=4), ScoringPool(worth))
+    pd.testing.assert_frame_equal(rest, whole)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [{f"{LAYER}.p": 4}, {f"{LAYER}.p": "x"}, {f"{LAYER}.p": -1}, {}, {"other": 0}, None],
+)
+def test_a_damaged_file_of_what_was_drawn_is_told(store, tmp_path, drawn):
+    search = search_of(store, tmp_path, method="random", parameters={f"{LAYER}.p": [0.1, 0.2]})
+    Sampled(search).keep({f"{LAYER}.p": 1})
+    assert len(Sampled(search).known()) == 1
+    Sampled(search).keep(drawn)
+    with pytest.raises(MedsegError, match=r"drawn.json: is damaged. Delete it to draw anew"):
+        Sampled(search)
+
+
+def test_no_value_is_null_in_the_table_as_in_the_file(store, tmp_path):
+    search = search_of(store, tmp_path, parameters={f"{LAYER}.repeat": [None, 2]}, method="random")
+    table = quiet(search, ScoringPool(lambda _: [0.5]))
+    assert set(table[f"{LAYER}.repeat"]) == {"null", 2}
+    text = (search.directory / "trials.csv").read_text("utf-8")
+    assert ",null," in text
+    assert ",2," in text
 
 
 @pytest.mark.parametrize("method", SAMPLERS)
@@ -117,7 +160,7 @@ def test_the_best_is_a_method_of_a_study(store, tmp_path):
 
 def test_a_value_that_makes_no_configuration_is_told_before_anything_runs(store, tmp_path):
     search = search_of(store, tmp_path, parameters={f"{LAYER}.size": [2, [4, 3, 1]]})
-    with pytest.raises(MedsegError, match=r"trial 1: .*size must be one number or"):
+    with pytest.raises(MedsegError, match=r"size: \[4, 3, 1\]: .*size must be one number"):
         check_values(search)
 
 

@@ -30,6 +30,12 @@ def refusal(tmp_path, *changes: str) -> str:
     [
         ("parameters.a={low: 0.1, high: 0.5}", "a grid needs lists, or set method: optuna"),
         ("parametrs={}", "Did you mean 'parameters'"),
+        ("parameters={a: []}", "'parameters.a.values': the list is empty"),
+        ("parameters={a: [1, 2, 1]}", "'parameters.a.values': 1 stands there twice"),
+        ("parameters={a: 0.1}", "'parameters.a': give a list of values, or a range as {low: 0.1"),
+        ("parameters={a: {low: 0.1}}", "'parameters.a.high' is missing. Add it"),
+        ("parameters={a: {low: 2, high: 1}}", "'parameters.a': low must be below high"),
+        ("parameters={a: {low: 2, hihg: 1}}", "'parameters.a.hihg'. Did you mean 'high'"),
         ("method=bayes", "'method'"),
         ("parameters.seed=[1, 2]", "parameters: 'seed' is set for each run by the search itself"),
         ("overrides={run: runs/a}", "'run' is set for each run by the search itself. Set 'run' of"),
