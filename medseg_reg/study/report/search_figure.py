@@ -24,13 +24,15 @@ def best_so_far(table: pd.DataFrame, monitor: str) -> Figure:
     parts = []
     with matplotlib.rc_context(RC):
         figure, axes = pyplot.subplots(figsize=(1.4 * WIDTH, 0.8 * WIDTH), layout="constrained")
-        for method in methods:
+        for rank, method in enumerate(methods):
+            # Narrower lines lie on wider ones, so that none hides another that goes the same way.
+            width = 1.6 + 1.4 * (len(methods) - 1 - rank)
             look, of_method = looks[method], table[table["method"] == method]
             for number, (_, rows) in enumerate(of_method.groupby("sampler_seed")):
                 label = WORDS.get(method, method) if number == 0 else None
                 at = rows["trial"] + 1
                 axes.plot(at, rows["reward"], look.marker, color=look.colour, ms=3, alpha=0.4)
-                axes.step(at, rows["best"], where="post", color=look.colour, lw=1.8, label=label)
+                axes.step(at, rows["best"], where="post", color=look.colour, lw=width, label=label)
             ends = of_method.groupby("sampler_seed")["best"].last()
             parts.append(f"{WORDS.get(method, method)} {', '.join(f'{end:.4f}' for end in ends)}")
         axes.set_xlabel("trials")
