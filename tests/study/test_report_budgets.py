@@ -47,6 +47,7 @@ def make(tmp_path: Path):
                 epochs = trained[seed] if method == "dropout" else 20
                 table = pd.DataFrame({"epoch": range(1, epochs + 1)})
                 table.to_csv(tmp_path / run / "metrics.csv", index=False)
+                (tmp_path / run / "seen.json").write_text('{"slices_per_epoch": 10}')
                 names = ("blobs", "unet", method, seed, "5f", run)
                 rows += [(*names, f"c{n}", f"c{n}", "organ", "dice", 0.5) for n in range(3)]
         pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(tmp_path / "results.csv", index=False)
@@ -86,6 +87,7 @@ def test_the_epochs_that_were_trained_are_told_beside_the_rule(make):
     listed = runs(source).frame
     assert listed["epochs"].tolist() == [20] * 4
     assert sorted(listed["trained"]) == [7, 12, 20, 20]
+    assert sorted(listed["drawn"]) == [70, 120, 200, 200]
 
 
 def test_equal_rules_may_end_at_unequal_times(make):

@@ -50,6 +50,13 @@ def epochs_trained(source: Source, run: str) -> int | None:
     return int(table["epoch"].max()) if len(table) else None
 
 
+def slices_drawn(source: Source, run: str) -> int | None:
+    """Return how many slices a run drew in all its epochs; None where it has not noted that."""
+    each = at(source.file(run, "seen.json"), "slices_per_epoch")
+    epochs = epochs_trained(source, run)
+    return None if epochs is None or each is None else epochs * int(each)
+
+
 def at(config: Any, key: str) -> Any:
     """Return what nested mappings have at a dotted key, or None.
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medseg_reg.files import write_text
-from medseg_reg.study.report import measured, panels, provenance, tables, words
+from medseg_reg.study.report import besides, measured, panels, provenance, tables, words
 from medseg_reg.study.report.comparing import CONFIDENCE, DIFFERENCE, compare_all
 from medseg_reg.study.report.drawing import write_figures
 from medseg_reg.study.report.figures import all_figures
@@ -104,6 +104,7 @@ def _content(source: Source, cases: int) -> dict[str, Any]:
         "problems": problems,
         "tables": {
             "overview": tables.methods_by_networks(source, found.dice, confidence),
+            "besides": besides.besides(source),
             "comparisons": tables.comparisons(source, found.every, confidence),
             "ranks": tables.ranks(found.ranked, found.needed, DIFFERENCE),
             "measures": tables.measures(source),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from medseg_reg.study.report.budgets import at, epochs_trained
+from medseg_reg.study.report.budgets import at, epochs_trained, slices_drawn
 from medseg_reg.study.report.drawing import slug
 from medseg_reg.study.report.source import Source
 from medseg_reg.study.report.tables import (
@@ -39,6 +39,7 @@ def runs(source: Source) -> Table:
                 "parameters": network.get("parameters", environment.get("parameters")),
                 "epochs": at(source.file(one["run"], "config.yaml"), "training.epochs"),
                 "trained": epochs_trained(source, one["run"]),
+                "drawn": slices_drawn(source, one["run"]),
                 "precision": environment.get("precision"),
                 "device": environment.get("gpu") or environment.get("processor"),
                 "valid": "" if not summary else str(summary.get("valid_for_reporting", True)),
@@ -51,6 +52,7 @@ def runs(source: Source) -> Table:
         "split": ("split", words),
         "epochs": ("epochs", count),
         "trained": ("epochs trained", count),
+        "drawn": ("slices drawn", count),
         "parameters": ("parameters", count),
         "precision": ("precision", words),
         "device": ("device", words),

@@ -106,6 +106,15 @@ def words(value: Any) -> str:
     return NOTHING if value is None or value == "" or value != value else str(value)
 
 
+def counted(number: int, one: str) -> str:
+    """Return a number and its noun.
+
+    >>> counted(1, "method"), counted(3, "method")
+    ('1 method', '3 methods')
+    """
+    return f"{number} {one if number == 1 else one + 's'}"
+
+
 def interval(low: Any, high: Any, shown: Callable[[Any], str] = score) -> str:
     """Return an interval in words, or nothing where there is none."""
     return f"{shown(low)} to {shown(high)}" if _known(low) and _known(high) else NOTHING

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from medseg_reg.study.report.besides import told_besides
 from medseg_reg.study.report.budgets import unequal_budgets
 from medseg_reg.study.report.comparing import ALPHA, Comparisons
 from medseg_reg.study.report.source import METRICS, Source
-from medseg_reg.study.report.tables import p_value, share
+from medseg_reg.study.report.tables import counted, p_value, share
 from medseg_reg.study.statistics import is_supported, least_p, verdict
 
 FEW_SEEDS = 3
@@ -60,15 +61,6 @@ def summarize(source: Source, compared: Comparisons) -> Summary:
             *_secondary(source),
         ],
     )
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number and its noun.
-
-    >>> counted(1, "method"), counted(3, "method")
-    ('1 method', '3 methods')
-    """
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _lead(source: Source) -> str:
@@ -183,6 +175,7 @@ def _data(source: Source) -> Iterator[str]:
         )
     yield from notes
     yield from unequal_budgets(source)
+    yield from told_besides(source)
     empty = int(source.results["value"].isna().sum())
     if empty:
         yield f"{empty} of {len(source.results)} values in results.csv are missing."
