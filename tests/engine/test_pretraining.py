@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from medseg_reg.config import main as check
 from medseg_reg.config import parse_as, parse_config
 from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
+from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine import pretraining
 from medseg_reg.engine.fit import fit
 from medseg_reg.engine.network import build_plain_network, load_run_pretrained
+from medseg_reg.engine.origins import weights_origin
 from medseg_reg.engine.pretraining import (
     PretrainingDirectory,
     PretrainingModule,
@@ -204,6 +206,11 @@ def test_a_training_begins_with_them_at_another_size_too(
     network = build_plain_network(spec.network, DataFacts.of(store, 1))
     report = load_run_pretrained(network, spec)
     assert report is not None
+    origin = weights_origin(spec, make_splits(store, spec.data.split), store)
+    assert origin is not None
+    # All four slices of three cases in both epochs; the split of the training is the same.
+    told = (origin.kind, origin.path, origin.epochs, origin.slices, origin.test, origin.val)
+    assert told == ("pre-training", str(run.path), 2, 12, (), ())
     positions = "network.vit.patch_embedding.position_embeddings"
     assert (report.part, report.resized) == ("encoder", (positions,))
     found, weights = network.state_dict(), load_file(run.weights)
