@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             not item.nodeid.startswith(
                 (
                     "tests/test_resume",
-                    "tests/insertion/test_attention.py::test_two_processes",
+                    "tests/networks/test_parallel",
                     "tests/insertion/test_deployment.py::test_two_processes",
                     "tests/networks/test_exchange",
                     "tests/regularizers/test_import",

@@ -19,6 +19,7 @@ from medseg_reg.insertion import Placement, insert, place
 from medseg_reg.insertion.kinds import own_drop_paths
 from medseg_reg.insertion.slots import has_own_slots
 from medseg_reg.networks.build import Network, build_network, check_input_size, usual_size
+from medseg_reg.networks.foreign import RATE, later_arguments
 from medseg_reg.networks.pretrained import PretrainedReport, load_pretrained
 from medseg_reg.networks.reuse import Coarse, attach
 from medseg_reg.regularizers.protocols import LabelReader
@@ -89,8 +90,9 @@ def own_rates_note(spec: NetworkSpec, network: Network) -> str:
     given = spec.arguments if isinstance(spec, ForeignSpec) else {}
     if not said or any("path_rate" in key for key in given):
         return ""
-    if str(given.get("encoder_name", "")).startswith("tu-"):
-        return f"network: {said}. Set network.drop_path_rate; 0.0 is none."
+    encoder = str(given.get("encoder_name", ""))
+    if encoder.startswith("tu-") or RATE in later_arguments(encoder):
+        return f"network: {said}. Set network.{RATE}; 0.0 is none."
     return f"network: {said}. It has no argument for that."
 
 

@@ -187,6 +187,17 @@ class Attentions:
             )
         return ""
 
+    def odd(self, path: str) -> str:
+        """Say what is odd about the attentions of the block that a module is in; empty if nothing.
+
+        Layers beside the attention meet the same tokens.
+        """
+        for one in self.attentions:
+            block = self.block(one.product.path)
+            if block is not None and f"{path}.".startswith(f"{block}."):
+                return self.wrong_bias(one)
+        return ""
+
     def wrong_bias(self, attention: Attention) -> str:
         """Say so where a window is smaller than the table of its relative positions."""
         entrance = self.entrance(attention.product)

@@ -12,6 +12,7 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.insertion.check import check_reached, check_suited, check_training
 from medseg_reg.insertion.graph import record
 from medseg_reg.insertion.hooks import hang, hooks_of, take
+from medseg_reg.insertion.kinds import own_patch_dropout
 from medseg_reg.insertion.placement import measure
 from medseg_reg.insertion.places import Place, find_places, path_places
 from medseg_reg.insertion.report import Placement, PlacementReport
@@ -88,7 +89,10 @@ def _filled(
             report.append(hang(model, where, layer))
         check_reached(model, example, report, found)
         measure(model, example, report)
-        report.note = "\n".join([*_notes(found), *check_training(model, example, report, found)])
+        notes = [*_notes(found), *check_training(model, example, report, found)]
+        if said := own_patch_dropout(model):
+            notes.append(f"the network: {said}.")
+        report.note = "\n".join(notes)
     except BaseException as error:
         for placement in reversed(report):
             take(model, placement.path)

@@ -106,6 +106,23 @@ def own_drop_paths(network: nn.Module) -> str:
     )
 
 
+def own_patch_dropout(network: nn.Module) -> str:
+    """Say so where a network leaves out patches itself in training; empty if it does not.
+
+    Timm calls the layers PatchDropout and PatchDropoutWithIndices. What is left is put together to
+    a map by those who read it, as if nothing were missing.
+    """
+    for path, module in network.named_modules():
+        named = type(module).__name__.startswith("PatchDropout")
+        rate = float(getattr(module, "prob", None) or 0.0)
+        if named and rate and not isinstance(module, Regularizer):
+            return (
+                f"'{path}' leaves out {rate:g} of the patches in training, so that maps made of "
+                "the others are wrong: build it without, as with timm's patch_drop_rate=0"
+            )
+    return ""
+
+
 def _path_rate(module: nn.Module) -> float:
     """Return the rate of a layer of another package that drops branches; 0 for any other."""
     name = {"DropPath": "drop_prob", "StochasticDepth": "p"}.get(type(module).__name__, "")

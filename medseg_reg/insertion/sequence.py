@@ -175,7 +175,7 @@ def check_alone(model: nn.Module, where: Place, owner: str) -> None:
     Raises:
         MedsegError: another layer lets them run on fewer.
     """
-    for path in where.chain:
+    for path in (*where.chain, *(found.mlp for found in where.windows)):
         block = model.get_submodule(path)
         for hook in (*block._forward_pre_hooks.values(), *block._forward_hooks.values()):
             if isinstance(hook, (FewerTokens, MaskAgain)):

@@ -130,6 +130,7 @@ class Tokens(Attentions):
             self.tokens(product),
             view=Heads(heads),
             block=self.block(product.path),
+            note=self.wrong_bias(attention),
         )
 
     def _blocks(self, attention: Attention) -> Iterator[Claim]:
@@ -189,7 +190,7 @@ class Tokens(Attentions):
             (channels, *grid),
             math.prod(grid),
             view=ChannelsLast(),
-            note=kinds.own_drop_path(door.module),
+            note="; ".join(filter(None, (kinds.own_drop_path(door.module), self.odd(door.path)))),
         )
 
     def _sequence(self) -> Iterator[Claim]:
@@ -258,6 +259,7 @@ class Tokens(Attentions):
                     height * width,
                     view=ChannelsLast(),
                     problem=problem,
+                    note=self.odd(paths[0]),
                     chain=tuple(paths),
                     windows=known,
                 )

@@ -63,6 +63,9 @@ def _of_blocks(arguments: Arguments, network: nn.Module) -> int:
     return int(2 ** (len(arguments.get("blocks_down", range(4))) - 1))
 
 
+# What an encoder of segmentation-models-pytorch itself can be given once it is built.
+RATE = "drop_path_rate"
+
 FOREIGN = {
     "monai.UNet": Source(MONAI, _of_strides),
     "monai.BasicUNet": Source(MONAI, lambda *_: 16),
@@ -165,16 +168,21 @@ def build_foreign(
         name: one of `FOREIGN`.
         in_channels: channels of the images.
         out_channels: channels of the logits.
-        arguments: the network's own; `encoder_weights` is not passed on.
+        arguments: the network's own; `encoder_weights` is not passed on, and what only a built
+            encoder takes, see `later_arguments`, is set then.
 
     Raises:
         ValueError: the network cannot be built so; says what it says.
     """
-    own = {key: value for key, value in arguments.items() if key != "encoder_weights"}
+    later = later_arguments(arguments.get("encoder_name", ""))
+    left_out = ("encoder_weights", *later)
+    own = {key: value for key, value in arguments.items() if key not in left_out}
     try:
         with offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network = foreign_class(name)(**own, **given(name, in_channels, out_channels))
+        if RATE in later and RATE in arguments:
+            _set_path_rate(network, arguments[RATE])
         _require_channels(name, network, arguments)
         factor = FOREIGN[name].factor(arguments, network)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
@@ -182,6 +190,23 @@ def build_foreign(
     except (AssertionError, ValueError) as error:
         raise ValueError(f"{name}: {_line(error)}") from None
     return ForeignNetwork(name, network, factor, fixed_size(name, network, arguments))
+
+
+def later_arguments(encoder: str) -> tuple[str, ...]:
+    """Return what an encoder takes once it is built, as encoders of timm take it at once.
+
+    The mix vision transformers of segmentation-models-pytorch have a rate of stochastic depth, 0.1,
+    and drop the argument for it in silence.
+    """
+    return (RATE,) if str(encoder).startswith("mit_") else ()
+
+
+def _set_path_rate(network: nn.Module, rate: Any) -> None:
+    """Let the rate of the branches of a mix vision transformer rise from 0 to another one."""
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not number or not 0 <= rate < 1:
+        raise ValueError(f"{RATE} is {rate!r}: expected a number from 0 to below 1")
+    network.encoder.reset_drop_path(rate)  # type: ignore[operator, union-attr]
 
 
 def _require_channels(name: str, network: nn.Module, arguments: Arguments) -> None:

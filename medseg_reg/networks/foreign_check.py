@@ -17,7 +17,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg_reg.errors import nearest
-from medseg_reg.networks.foreign import ForeignNetwork, build_foreign, foreign_class
+from medseg_reg.networks.foreign import (
+    ForeignNetwork,
+    build_foreign,
+    foreign_class,
+    later_arguments,
+)
 from medseg_reg.networks.shapes import run_on_shape
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -80,6 +85,7 @@ def _check_names(
     encoder = ""
     if "encoder_name" in signature:
         encoder = str(arguments.get("encoder_name", signature["encoder_name"].default))
+        known += later_arguments(encoder)
     for key, value in arguments.items():
         if key in _REFUSED and key in signature:
             raise ValueError(f"{name}: '{key}' is not given here: {_REFUSED[key]}")
@@ -87,7 +93,8 @@ def _check_names(
             check_weights_file(key, value)
         elif key not in known:
             _check_encoder_argument(name, key, known, encoder)
-    required = {p for p in known if signature[p].default is inspect.Parameter.empty}
+    own = [p for p in known if p in signature]
+    required = {p for p in own if signature[p].default is inspect.Parameter.empty}
     if missing := sorted(required - arguments.keys(), key=known.index):
         raise ValueError(f"{name} needs {', '.join(missing)} beside its name")
     if encoder:
@@ -124,8 +131,14 @@ def _check_encoder_argument(name: str, key: str, known: Sequence[str], encoder: 
     if not name.startswith("smp.") or not encoder.startswith("tu-"):
         why = ""
         if encoder:
-            why = f" The encoder {encoder} has no arguments; those of timm (tu-...) do."
+            own = "".join(f" but {one}" for one in later_arguments(encoder))
+            why = f" The encoder {encoder} has no arguments{own}; those of timm (tu-...) do."
         raise ValueError(f"{name} has no argument '{key}'.{nearest(key, known)}{why} {takes}")
+    if key == "patch_drop_rate":
+        raise ValueError(
+            f"{name}: '{key}' leaves out patches in training and puts the others at wrong places "
+            "of the map. Use the layer patch_dropout, which puts a token for each that is gone"
+        )
     if key in _REFUSED_ENCODER:
         raise ValueError(f"{name}: '{key}' of the encoder is not given here. {takes}")
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import kinds
 from medseg_reg.insertion.slots import PartSlot
+from medseg_reg.networks.pass_state import PassState
 from medseg_reg.networks.shapes import run_on_shape
 from medseg_reg.regularizers import GatingDropout
 from medseg_reg.regularizers.experts.exchange import all_to_all, exchange_counts, machine
@@ -30,7 +31,7 @@ from medseg_reg.regularizers.experts.routing import (
 )
 
 
-class SparseExperts(nn.Module):
+class SparseExperts(PassState):
     r"""Several feed-forward blocks in the place of one, of which each token meets one or two.
 
     .. math::

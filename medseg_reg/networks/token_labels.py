@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import find_places
+from medseg_reg.insertion.kinds import own_patch_dropout
 from medseg_reg.insertion.running import quietly
 from medseg_reg.insertion.sequence import AllTokens
+from medseg_reg.networks.pass_state import PassState
 from medseg_reg.networks.token_selection import token_width
 
 _KEY = "network.token_labels"
@@ -86,7 +88,7 @@ def token_label_loss(logits: Tensor, occupancy: Tensor, foreground: float = 1.0)
         return (weights * each).sum() / weights.sum().clamp_min(1e-6)
 
 
-class TokenLabels(nn.Module):
+class TokenLabels(PassState):
     """Lets the tokens of a transformer learn, beside the task, what their patches show.
 
     A layer norm and a linear layer turn each token into logits of the classes. ``weight`` times
@@ -121,6 +123,8 @@ class TokenLabels(nn.Module):
     >>> layer.penalty.shape
     torch.Size([])
     """
+
+    of_a_pass = ("penalty", "labels")
 
     def __init__(
         self,
@@ -237,6 +241,8 @@ def use_token_labels(
     Raises:
         MedsegError: the network has no such blocks, too few, or they give no grid of patches.
     """
+    if said := own_patch_dropout(network):
+        raise MedsegError(f"{_KEY}: {owner}: {said}.")
     blocks = _blocks(network, shape, owner)
     if taps > len(blocks):
         raise MedsegError(f"{_KEY}: {owner} has {len(blocks)} blocks, fewer than taps={taps}.")

@@ -19,17 +19,19 @@ from torch import Tensor, nn
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import find_places
+from medseg_reg.insertion.kinds import own_patch_dropout
 from medseg_reg.insertion.places import Place
 from medseg_reg.insertion.running import quietly
 from medseg_reg.insertion.sequence import FewerTokens, hang_keys
+from medseg_reg.networks.pass_state import PassState
 from medseg_reg.networks.sparse_experts import SparseExperts, feed_forward_blocks
-from medseg_reg.regularizers.patch_dropout import gather_tokens
+from medseg_reg.regularizers.patch_dropout import PatchDropout, gather_tokens
 
 _ROUNDING = 1e-9
 MODES = ("block", "feed_forward")
 
 
-class TokenSelection(nn.Module):
+class TokenSelection(PassState):
     r"""Chooses the tokens that a block of a transformer works on.
 
     .. math::
@@ -76,6 +78,8 @@ class TokenSelection(nn.Module):
     >>> inside.shape, selection.leave(inside + 1).sub(x).sum((1, 2)).round().tolist()
     (torch.Size([2, 5, 8]), [40.0, 40.0])
     """
+
+    of_a_pass = ("penalty", "kept", "_tokens", "_mask", "_order")
 
     def __init__(
         self,
@@ -243,6 +247,8 @@ def use_token_selection(
         MedsegError: the network has no such blocks, or they cannot run on a part of the tokens.
     """
     key = f"network.token_selection: {owner}"
+    if said := own_patch_dropout(network):
+        raise MedsegError(f"{key}: {said}.")
     places = [one for one in find_places(network, torch.rand(*shape)) if one.kind == "tokens"]
     place = places[0] if places else None
     paths = _paths(network, shape, place, mode, key)
@@ -293,6 +299,11 @@ def _paths(
     if mode == "feed_forward":
         if any(isinstance(module, SparseExperts) for module in network.modules()):
             raise MedsegError(f"{key}: its feed-forward blocks are experts. Use mode=block.")
+        if any(isinstance(m, PatchDropout) and m.window for m in network.modules()):
+            raise MedsegError(
+                f"{key}: its feed-forward blocks run on fewer tokens already, for PatchDropout. "
+                "Take that out first."
+            )
         paths = feed_forward_blocks(network, shape)
         if not paths:
             raise MedsegError(

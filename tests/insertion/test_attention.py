@@ -5,18 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medseg_reg.insertion import find_places, insert, inserted, remove
-from medseg_reg.regularizers import build
-from tests.insertion.transformers import TRANSFORMERS, Transformer, outputs
-from tests.processes import in_two_processes
+from tests.insertion.transformers import METHODS, TRANSFORMERS, Transformer, filled, outputs, suits
 
 QUICK = ("UNETR", "SwinUNETR", "timm-vit-fused", "timm-swin")
 ALL = [
@@ -24,31 +19,7 @@ ALL = [
     for name, case in TRANSFORMERS.items()
 ]
 every_transformer = pytest.mark.parametrize("case", ALL)
-METHODS = {
-    "drop_key": "attention",
-    "drop_head": "attention_head",
-    "drop_path": "residual",
-    "guided_key_dropout": "attention",
-    "guided_residual_dropout": "block_residual",
-}
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-def suits(case: Transformer, name: str) -> None:
-    """Skips a method that a network has no place for; that it says so is tested elsewhere."""
-    if name.startswith("guided") and case.fused:
-        pytest.skip("the attention is fused")
-    if name == "guided_residual_dropout" and not case.global_attention:
-        pytest.skip("no attention over all tokens")
-
-
-def filled(case: Transformer, name: str, p: float = 0.5) -> tuple[nn.Module, nn.Module]:
-    """A network with layers, and the plain one."""
-    suits(case, name)
-    network = case.network()
-    plain = copy.deepcopy(network)
-    insert(network, name, METHODS[name], example=case.example(), p=p)
-    return network, plain
 
 
 def drawn(network: nn.Module, x: torch.Tensor, seed: int) -> list[torch.Tensor]:
@@ -169,18 +140,6 @@ def test_windows_of_a_sample_drop_the_same_heads() -> None:
     assert 0 < masks.float().mean() < 1
 
 
-def test_dropping_heads_is_dropping_their_weights() -> None:
-    case = TRANSFORMERS["UNETR"]
-    network, other = filled(case, "drop_head")
-    layer = build("drop_head", p=0.5).train()
-    for block in other.vit.blocks:
-        block.attn.drop_weights.register_forward_hook(lambda m, args, weights: layer(weights))
-    x = case.example(2)
-    ours, theirs = drawn(network.train(), x, 5), drawn(other.train(), x, 5)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
 def test_keys_hidden_from_a_fused_attention_are_those_hidden_from_its_weights() -> None:
     fused, _ = filled(TRANSFORMERS["timm-vit-fused"], "drop_key")
     plain, _ = filled(TRANSFORMERS["timm-vit"], "drop_key")
@@ -216,69 +175,6 @@ def test_drop_path_zeroes_whole_branches_of_single_samples() -> None:
     kept = (ours != 0).flatten(1).any(1)
     assert 4 < kept.sum() < 28
     torch.testing.assert_close(ours[kept], 2 * theirs[kept])
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(TRANSFORMERS[name], id=name, marks=[] if "vit" in name else pytest.mark.slow)
-        for name in ("timm-vit-fused", "timm-vit", "UNETR", "SwinUNETR", "Segformer")
-    ],
-)
-@every_method
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_filled_transformer_compiles_without_a_break_and_exports_as_before(
-    case: Transformer, name: str
-) -> None:
-    network, plain = filled(case, name)
-    x = case.example(2)
-    torch.compiler.reset()
-    # MONAI's SwinUNETR checks its input in a way that nothing compiles.
-    part = getattr(network.train(), "swinViT", network)
-    compiled = torch.compile(part, backend="eager", fullgraph=True)
-    torch.manual_seed(0)
-    expected = outputs(part, x)
-    torch.manual_seed(0)
-    got = outputs(compiled, x)
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    sum(y.square().mean() for y in got).backward()
-    graphs = [torch.export.export(n.eval(), (x,)).graph for n in (network, plain)]
-    assert str(graphs[0]) == str(graphs[1])
-
-
-@every_method
-def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
-    case = TRANSFORMERS["timm-vit"]
-    network, _ = filled(case, name)
-    network.train()
-    grads = []
-    for on in (False, True):
-        network.set_grad_checkpointing(on)
-        network.zero_grad()
-        torch.manual_seed(1)
-        outputs(network, case.example(2))[0].square().mean().backward()
-        grads.append([w.grad.clone() for w in network.parameters()])
-    assert same(*grads)
-
-
-@pytest.mark.parametrize("beta", [-1.0, 0.0, 2.0])
-@pytest.mark.parametrize("name", ["UNETR", "SwinUNETR"])
-def test_guided_rates_are_p_at_any_beta(name: str, beta: float) -> None:
-    case = TRANSFORMERS[name]
-    network = case.network()
-    for weight in network.parameters():
-        weight.data *= 2.0  # the attention of new weights is nearly even
-    example = case.example(8)
-    report = insert(network, "guided_key_dropout", example=example, p=0.2, beta=beta)
-    rates = [one.measured_rate for one in report if one.map_size[-1] > 6]
-    if rates:
-        assert sum(rates) / len(rates) == pytest.approx(0.2, abs=0.015)
-    lost = [one.attention_dropped for one in report]
-    mean = sum(lost) / len(lost)
-    assert mean == pytest.approx(0.2, abs=0.015) if beta == 0 else (mean > 0.2) == (beta > 0)
-    assert "measured rate  attention dropped  module" in str(report)
-    assert all("attention_dropped" in one for one in report.as_dicts())
 
 
 def test_tokens_that_fill_windows_up_are_never_dropped_and_have_no_share() -> None:
@@ -330,33 +226,3 @@ def test_the_attention_of_a_block_decides_which_tokens_skip_it() -> None:
     order = scores[0].argsort()
     assert skipped[0][order[-1]] > skipped[0][order[0]] + 0.2
     assert skipped[0].mean().item() == pytest.approx(0.2, abs=0.04)
-
-
-LAYERS = [*METHODS, "patch_dropout"]
-
-
-def train(rank: int) -> dict[str, torch.Tensor]:
-    """Take two steps in one of two processes; return the weights."""
-    case = TRANSFORMERS["UNETR"]
-    network = case.network()
-    for name in LAYERS:
-        insert(network, name, example=case.example(), p=0.3)
-    parallel = DistributedDataParallel(network, find_unused_parameters=True)
-    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
-    for step in range(2):
-        torch.manual_seed(10 * rank + step)  # other images and other masks in each process
-        optimizer.zero_grad()
-        parallel.train()(torch.rand(2, 1, 48, 32)).square().mean().backward()
-        optimizer.step()
-    token = next(m.mask_token for m in network.modules() if hasattr(m, "mask_token"))
-    return {**network.state_dict(), "token": token}
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
-def test_two_processes_stay_in_step(tmp_path: Path) -> None:
-    first, second = in_two_processes(train, tmp_path)
-    start = TRANSFORMERS["UNETR"].network().state_dict()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert any(not torch.equal(first[key], start[key]) for key in start)

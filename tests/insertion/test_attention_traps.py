@@ -13,6 +13,8 @@ from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import find_places, insert, place
 from medseg_reg.insertion.hooks import _both
 from medseg_reg.networks import UNet
+from medseg_reg.networks.token_labels import use_token_labels
+from medseg_reg.networks.token_selection import use_token_selection
 from tests.insertion.transformers import SWIN, TRANSFORMERS
 from tests.insertion.zoo import monai, smp, timm
 
@@ -99,16 +101,21 @@ def test_flash_attention_that_is_there_only_without_gradients_is_refused() -> No
 
 
 def test_relative_positions_that_are_wrong_on_small_maps_are_told_once() -> None:
-    network = TRANSFORMERS["SwinUNETR"].network()
+    network = TRANSFORMERS["SwinUNETR"].network().swinViT
     report = insert(network, "drop_key", example=IMAGE)
     assert report.note == (
         "encoder.4.attention: windows of 16 tokens take the first of the relative positions for "
         "49, so that most pairs get the offset of another pair; train on larger images (MONAI's "
         "SwinUNETR: at least 112 pixels)."
     )
-    large = insert(network, "drop_head", example=torch.rand(1, 1, 128, 128))
-    assert not large.note
-    assert not insert(network, "drop_key", "attention", example=torch.rand(1, 1, 128, 128)).note
+    wrong = report.note.partition(": ")[2]
+    for name, places in (("drop_head", "attention_head"), ("drop_path", "encoder.4.residual*")):
+        other = insert(network, name, f"{places}", example=IMAGE, p=0.1)
+        assert other.note.partition(": ")[2] == wrong, name
+    large = torch.rand(1, 1, 128, 128)
+    assert not insert(network, "drop_head", example=large).note
+    assert not insert(network, "drop_key", "attention", example=large).note
+    assert not insert(network, "drop_path", "encoder.4.residual*", example=large).note
 
 
 @pytest.mark.parametrize(
@@ -130,6 +137,46 @@ def test_a_network_that_drops_patches_itself_is_refused(make: Any, name: str) ->
     said = refused(make(), name, places)
     assert "in training this place has (" in said
     assert "patch_drop_rate=0" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "use"),
+    [
+        ("token_selection", lambda *where: use_token_selection(*where, stages=1)),
+        ("token_labels", lambda *where: use_token_labels(*where, 2)),
+    ],
+)
+def test_parts_beside_blocks_refuse_such_a_network_too(part: str, use: Any) -> None:
+    network = timm("vit_tiny_patch16_224", img_size=64, depth=2, patch_drop_rate=0.5)()
+    before = repr(network)
+    said = "'patch_drop' leaves out 0.5 of the patches in training.*patch_drop_rate=0"
+    with pytest.raises(MedsegError, match=f"network.{part}: ViT: {said}"):
+        use(network, IMAGE.shape, "ViT")
+    assert repr(network) == before
+
+
+def test_maps_behind_dropped_patches_are_told_to_be_wrong() -> None:
+    body = timm("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=0, patch_drop_rate=0.5)
+    network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), body(), nn.Unflatten(1, (192, 1, 1)),
+                            nn.Conv2d(192, 2, 1))  # fmt: skip
+    report = insert(network, "dropout", "head", example=IMAGE)
+    assert report.note == (
+        "the network: '1.patch_drop' leaves out 0.5 of the patches in training, so that maps made "
+        "of the others are wrong: build it without, as with timm's patch_drop_rate=0."
+    )
+
+
+@pytest.mark.parametrize("name", ["guided_key_dropout", "guided_residual_dropout"])
+def test_guided_dropout_is_told_that_an_attention_is_flash(name: str) -> None:
+    said = refused(Patches(use_flash_attention=True), name)
+    assert "its weights are never there and the layer would never be called" in said
+    assert "Set 'block.attn.use_flash_attention' to False first." in said
+
+
+def test_a_module_that_a_fused_attention_never_calls_is_no_place() -> None:
+    for name, path in (("timm-vit-fused", "blocks.*.attn.attn_drop"), ("DPT", "*.attn.attn_drop")):
+        said = refused(TRANSFORMERS[name].network(), "dropout", f"path:{path}")
+        assert f"no module that runs matches 'path:{path}'" in said
 
 
 def test_rates_that_add_up_are_told() -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import insert, inserted, remove
+from medseg_reg.networks.token_selection import use_token_selection
 from medseg_reg.regularizers import PatchDropout
 from tests.insertion.transformers import SWIN, TIMM_SWIN, Transformer, outputs
 from tests.insertion.zoo import monai, timm
@@ -211,6 +212,19 @@ def test_windows_that_are_cut_inside_the_attention_are_refused() -> None:
     network = swin.SwinTransformer([4, 4], 12, [2], [2], [4, 4], num_classes=2)
     with pytest.raises(MedsegError, match="windows or fewer keys than tokens.*Use drop_key"):
         insert(network, "patch_dropout", example=torch.rand(1, 3, 32, 32))
+
+
+def test_feed_forward_blocks_run_on_fewer_tokens_for_one_reason_alone() -> None:
+    case = CASES["timm-swin"]
+    network, _, _ = filled("timm-swin")
+    options = {"mode": "feed_forward", "stages": 1}
+    said = "feed-forward blocks run on fewer tokens already, for PatchDropout"
+    with pytest.raises(MedsegError, match=said):
+        use_token_selection(network, (1, *case.shape), "Swin", **options)
+    network = case.network()
+    use_token_selection(network, (1, *case.shape), "Swin", **options)
+    with pytest.raises(MedsegError, match=r"mlp' runs on fewer tokens already, for TokenSelection"):
+        insert(network, "patch_dropout", example=case.example())
 
 
 def test_foreground_cannot_be_protected_where_windows_share_their_pattern() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from medseg_reg.insertion import find_places, insert
+from medseg_reg.regularizers import Regularizer
 from tests.insertion.zoo import Case, monai, smp, timm
 
 UNETR = {"feature_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 3, "spatial_dims": 2}
@@ -53,7 +59,22 @@ def unfused(make: Any) -> Any:
     return built
 
 
+METHODS = {
+    "drop_key": "attention",
+    "drop_head": "attention_head",
+    "drop_path": "residual",
+    "guided_key_dropout": "attention",
+    "guided_residual_dropout": "block_residual",
+}
+# Blocks run on fewer tokens.
+SEQUENCES = ("patch_dropout", "token_merging")
+
 TIMM_VIT = timm("vit_tiny_patch16_224", img_size=64, num_classes=4, **VIT)
+
+# Of a ViT as narrow as the others, of which the depth is given.
+SMP_DPT = smp(
+    "DPT", "tu-vit_tiny_patch16_224", dynamic_img_size=True, embed_dim=24, num_heads=3, **DPT
+)
 
 TRANSFORMERS = {
     "UNETR": Transformer(
@@ -93,12 +114,19 @@ TRANSFORMERS = {
         global_attention=False,
     ),
     "DPT": Transformer(
-        smp("DPT", "tu-vit_tiny_patch16_224", dynamic_img_size=True, **DPT),
+        SMP_DPT,
         (1, 64, 64),
         {},
         needs="segmentation_models_pytorch",
         heads=[3] * 12,
         fused=True,
+    ),
+    "DPT-unfused": Transformer(
+        unfused(SMP_DPT),
+        (1, 64, 64),
+        {},
+        needs="segmentation_models_pytorch",
+        heads=[3] * 12,
     ),
     "Segformer": Transformer(
         smp("Segformer", "mit_b0", decoder_segmentation_channels=16),
@@ -124,3 +152,79 @@ def drawn(network: nn.Module, x: torch.Tensor, seed: int) -> list[torch.Tensor]:
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def unfit(case: Transformer, name: str) -> str:
+    """Why a method has no place in a network; that it says so itself is tested elsewhere."""
+    guided = name.startswith("guided")
+    if guided and case.fused:
+        return "the attention is fused"
+    if name in ("guided_residual_dropout", *SEQUENCES) and not case.global_attention:
+        return "no attention over all tokens"
+    if case is TRANSFORMERS["DPT-unfused"] and not guided:
+        return "as in DPT"
+    return ""
+
+
+def suits(case: Transformer, name: str) -> None:
+    """Skips a method that a network has no place for."""
+    if why := unfit(case, name):
+        pytest.skip(why)
+
+
+def filled(
+    case: Transformer, name: str, p: float = 0.5, **more: Any
+) -> tuple[nn.Module, nn.Module]:
+    """A network with layers, and the plain one."""
+    suits(case, name)
+    network = case.network()
+    plain = copy.deepcopy(network)
+    insert(network, name, METHODS.get(name, "tokens"), example=case.example(), p=p, **more)
+    return network, plain
+
+
+def blocks(network: nn.Module, x: torch.Tensor) -> list[str]:
+    """The paths of the blocks around the attentions."""
+    places = [one for one in find_places(network, x) if one.kind == "tokens"]
+    return [path for place in places for path in place.chain]
+
+
+def shapes(network: nn.Module, x: torch.Tensor, inside: Collection[str] = ()) -> dict[str, Any]:
+    """The shapes of what each module gives in a pass, without layers and what is inside of some."""
+    seen: dict[str, list[torch.Size]] = {}
+
+    def note(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            found = torch.utils._pytree.tree_leaves(output)
+            seen.setdefault(path, []).extend(y.shape for y in found if hasattr(y, "shape"))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(path))
+        for path, module in network.named_modules()
+        if not isinstance(module, Regularizer)
+        and not any(path.startswith(f"{one}.") for one in inside)
+    ]
+    network(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+class Recomputed(nn.Module):
+    """A module whose activations are computed again on the way back."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self.part, *args, use_reentrant=False, **kwargs)
+
+
+def recompute(network: nn.Module, paths: Collection[str]) -> None:
+    """Let modules of a network compute their activations again."""
+    for path in paths:
+        parent, _, child = path.rpartition(".")
+        network.get_submodule(parent)._modules[child] = Recomputed(network.get_submodule(path))

@@ -36,6 +36,8 @@ SWIN = {
     "num_heads": [1, 1, 2, 2],
 }
 VIT = {"encoder_name": "tu-vit_tiny_patch16_224", "embed_dim": 12, "num_heads": 2}
+MIT = {"encoder_name": "mit_b0", "decoder_segmentation_channels": 8}
+NARROW = {"decoder_channels": [8, 8, 8, 8, 8]}
 DPT = {"decoder_intermediate_channels": [8] * 4, "decoder_fusion_channels": 8}
 
 
@@ -71,8 +73,33 @@ def test_some_drop_paths_without_being_asked_and_some_do_not() -> None:
     swin = {**SWIN, "img_size": 64, "window_size": 2}
     assert own_rates(network("smp.UPerNet", **swin)) == evenly(0.1, 5, times=2)
     assert own_rates(network("smp.UPerNet", **swin, drop_path_rate=0.0)) == []
-    mit = network("smp.Segformer", encoder_name="mit_b0", decoder_segmentation_channels=8)
+    mit = network("smp.Segformer", **MIT)
     assert own_rates(mit) == evenly(0.1, 8)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_the_rate_of_mit_is_an_argument_as_that_of_encoders_of_timm(rate: float) -> None:
+    built = network("smp.Unet", encoder_name="mit_b0", **NARROW, drop_path_rate=rate)
+    blocks = [m for m in built.modules() if type(m).__name__ == "DropPath"]
+    assert [one.drop_prob for one in blocks] == pytest.approx([rate * i / 7 for i in range(1, 8)])
+    plain = network("smp.Unet", encoder_name="mit_b0", **NARROW)
+    assert list(built.state_dict()) == list(plain.state_dict())
+    assert own_rates(plain) == evenly(0.1, 8)
+    assert bool(own_drop_paths(built)) == (rate > 0)
+
+
+def test_a_rate_of_mit_that_cannot_be_or_changes_nothing_is_refused() -> None:
+    spec = ForeignSpec(name="smp.Segformer", **MIT, drop_path_rate=0.0)
+    assert own_drop_paths(network("smp.Segformer", **spec.arguments)) == ""
+    said = "'drop_path_rate' changes nothing beside the other arguments and this encoder"
+    with pytest.raises(ValueError, match=said):
+        check_foreign("smp.Segformer", {**MIT, "drop_path_rate": 0.1})
+    for rate in (1.0, -0.1, True, "0.2"):
+        with pytest.raises(ValueError, match="expected a number from 0 to below 1"):
+            check_foreign("smp.Segformer", {**MIT, "drop_path_rate": rate})
+    said = "no argument 'drop_rate'. Did you mean 'drop_path_rate'.*no arguments but drop_path_rate"
+    with pytest.raises(ValueError, match=said):
+        check_foreign("smp.Segformer", {**MIT, "drop_rate": 0.1})
 
 
 def told(name: str, **arguments: Any) -> str:
@@ -81,11 +108,11 @@ def told(name: str, **arguments: Any) -> str:
 
 
 def test_a_training_tells_of_a_rate_that_nobody_asked_for() -> None:
-    mit = {"encoder_name": "mit_b0", "decoder_segmentation_channels": 8}
-    assert told("smp.Segformer", **mit) == (
+    assert told("smp.Segformer", **MIT) == (
         "network: it drops residual branches by itself in training (7 DropPath at rates up to 0.1)"
-        ", whatever regularization has. It has no argument for that."
+        ", whatever regularization has. Set network.drop_path_rate; 0.0 is none."
     )
+    assert told("smp.Segformer", **MIT, drop_path_rate=0.3) == ""
     swin = {**SWIN, "img_size": 64, "window_size": 2}
     assert told("smp.UPerNet", **swin).endswith(
         "(8 DropPath at rates up to 0.1), whatever regularization has. "
@@ -97,13 +124,10 @@ def test_a_training_tells_of_a_rate_that_nobody_asked_for() -> None:
     assert own_drop_paths(ours) == ""
 
 
-def test_the_rate_of_mit_can_be_set_in_python_and_by_no_argument() -> None:
-    mit = {"encoder_name": "mit_b0", "decoder_segmentation_channels": 8}
-    with pytest.raises(ValueError, match=r"'drop_path_rate'.*The encoder mit_b0 has no arguments"):
-        check_foreign("smp.Segformer", {**mit, "drop_path_rate": 0.0})
-    built = network("smp.Segformer", **mit)
-    built.network.encoder.reset_drop_path(0.0)
-    assert own_drop_paths(built) == ""
+def test_patches_that_an_encoder_drops_itself_are_refused_by_name() -> None:
+    wrong = {**VIT, **DPT, "dynamic_img_size": True, "decoder_readout": "ignore"}
+    with pytest.raises(ValueError, match="'patch_drop_rate' leaves .* layer patch_dropout"):
+        check_foreign("smp.DPT", {**wrong, "patch_drop_rate": 0.25})
 
 
 def test_a_shallower_encoder_keeps_the_rates_of_the_whole_one() -> None:

@@ -21,6 +21,7 @@ from medseg_reg.networks.masked_autoencoder import (
     sincos_positions,
 )
 from medseg_reg.networks.token_encoder import token_encoder
+from tests.insertion.transformers import recompute
 from tests.networks.small_foreign import SMALL
 from tests.reference import masked_autoencoder as reference
 
@@ -202,6 +203,41 @@ def test_the_picture_of_a_perfect_prediction_is_the_image() -> None:
     mae.forward = lambda image: (mae.targets(image), torch.ones(2, 12, dtype=torch.bool))
     _, filled = mae.reconstructed(images)
     torch.testing.assert_close(filled, images)
+
+
+def step(mae: MaskedAutoencoder, run: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    """The loss and the gradients of an autoencoder that is run as it is or in another way."""
+    torch.manual_seed(3)
+    x = torch.rand(2, 1, *(16 * side for side in mae.grid))
+    mae.zero_grad()
+    prediction, hidden = run(x)
+    loss = reconstruction_loss(prediction, mae.targets(x), hidden)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in mae.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_it_is_trained_in_lower_precision_and_with_activations_computed_again(name: str) -> None:
+    mae = autoencoder(name).train()
+    loss, grads = step(mae, mae)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low, theirs = step(mae, mae)
+    torch.testing.assert_close(low, loss, atol=0.05, rtol=0.05)
+    assert all(grad.isfinite().all() for grad in theirs)
+    recompute(mae, [f"encoder.vit.blocks.{n}" for n in range(len(mae.encoder.vit.blocks))])
+    found, theirs = step(mae, mae)
+    torch.testing.assert_close([found, *theirs], [loss, *grads], atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", list(SIZES))
+def test_it_compiles_without_a_break(name: str) -> None:
+    mae = autoencoder(name).train()
+    loss, grads = step(mae, mae)
+    torch.compiler.reset()
+    found, theirs = step(mae, torch.compile(mae, backend="eager", fullgraph=True))
+    torch.testing.assert_close([found, *theirs], [loss, *grads], atol=1e-5, rtol=1e-3)
 
 
 # What cannot be

@@ -16,6 +16,8 @@ from medseg_reg.insertion import find_places, insert, place, remove
 from medseg_reg.networks import HierarchicalMixture
 from medseg_reg.networks.build import Network, build_network
 from medseg_reg.regularizers import TreeDropout
+from tests.insertion.transformers import recompute
+from tests.networks.small_foreign import SMALL
 from tests.reference import tree_dropout as reference
 
 OWN: list[dict[str, Any]] = [
@@ -28,6 +30,11 @@ FOREIGN: list[dict[str, Any]] = [
     {"name": "monai.UNETR", "img_size": 32, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
     {"name": "smp.Unet", "encoder_name": "resnet18", "decoder_channels": [8, 8, 8, 8, 4]},
     {"name": "smp.Segformer", "encoder_name": "mit_b0", "decoder_segmentation_channels": 8},
+]
+# Too dear for each run.
+MORE: list[dict[str, Any]] = [
+    {"name": "monai.SwinUNETR", **SMALL["monai.SwinUNETR"]},
+    {"name": "smp.DPT", **SMALL["smp.DPT"]},
 ]
 
 
@@ -109,7 +116,13 @@ def test_plain_evaluation_is_that_of_the_tree_without_dropout() -> None:
 # In networks
 
 
-@pytest.mark.parametrize("arguments", OWN + FOREIGN, ids=lambda one: one["name"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(one, id=one["name"], marks=pytest.mark.slow if one in MORE else ())
+        for one in OWN + FOREIGN + MORE
+    ],
+)
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 def test_the_last_convolution_becomes_a_mixture(arguments: dict[str, Any], head: str) -> None:
     network, x = build(arguments, head=head), image()
@@ -153,14 +166,32 @@ def test_a_network_that_ends_otherwise_is_refused_with_what_was_found() -> None:
         build({**monai, "num_res_units": 2})
 
 
-def test_bfloat16_autocast_gives_finite_logits_and_gradients() -> None:
-    network = build(OWN[0], depth=4)
-    place(network, "tree_dropout", ["tree_gates"], {"p": 0.3})
+@pytest.mark.parametrize("arguments", [OWN[0], FOREIGN[1]], ids=lambda one: one["name"])
+def test_bfloat16_autocast_gives_finite_logits_and_gradients(arguments: dict[str, Any]) -> None:
+    network = build(arguments, depth=4)
+    insert(network, "tree_dropout", example=image()[:1], p=0.3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = network(image())
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    without = {name for name, p in network.named_parameters() if p.grad is None}
+    assert all("norm_cross_attn" in name for name in without)  # MONAI never uses them
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("arguments", [OWN[0], FOREIGN[1]], ids=lambda one: one["name"])
+def test_a_tree_that_is_computed_again_has_the_same_gradients(arguments: dict[str, Any]) -> None:
+    network, grads = build(arguments), []
+    insert(network, "tree_dropout", example=image()[:1], p=0.5)
+    path = next(p for p, m in network.named_modules() if isinstance(m, HierarchicalMixture))
+    for again in (False, True):
+        if again:
+            recompute(network, [path])
+        network.zero_grad()
+        torch.manual_seed(1)
+        network.train()(image()).square().mean().backward()
+        grads.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medseg_reg.errors import MedsegError
 from medseg_reg.insertion import find_places, insert
+from medseg_reg.insertion.sequence import KeysMaskHook
 from medseg_reg.networks import TokenSelection
 from medseg_reg.networks.build import Network, build_network
 from medseg_reg.networks.token_selection import use_token_selection
+from medseg_reg.regularizers import weigh_keys
 from tests.insertion.transformers import TRANSFORMERS, outputs
+from tests.reference.attention import masked_softmax
 
 UNETR = {
     "name": "monai.UNETR",
@@ -78,6 +82,20 @@ def test_training_mixes_by_the_drawn_choice_and_evaluation_takes_the_best() -> N
     expected = torch.zeros(3, 11).scatter(1, best, 5.0)
     expected[:, 0] = 5.0
     torch.testing.assert_close(changed, expected)
+
+
+def test_hidden_keys_are_left_out_of_the_softmax_as_if_it_were_masked() -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2, 3, 20, 20, dtype=torch.float64)
+    policy = (torch.rand(2, 20) < 0.6).double()
+    weighed = weigh_keys(logits.softmax(-1), policy).numpy()
+    keep = policy.bool()[:, None, None].expand_as(logits).numpy()
+    np.testing.assert_allclose(weighed, masked_softmax(logits.numpy(), keep), atol=2e-7)
+    hook = KeysMaskHook(TokenSelection(4), "attn_mask")
+    hook.layer._mask = policy
+    _, given = hook(nn.Identity(), (logits[:, 0],), {})
+    added = (logits + given["attn_mask"]).softmax(-1).numpy()
+    np.testing.assert_allclose(added, weighed, atol=2e-7)
 
 
 def test_the_share_drawn_is_that_of_the_logits() -> None:
@@ -204,11 +222,11 @@ def test_every_part_learns_and_copies_are_independent(arguments: dict[str, Any])
     network = build({k: v for k, v in arguments.items() if k != "mode"}, **mode)
     x = torch.rand(2, 1, *((64, 64) if arguments is not DPT else network.size))
     twin = copy.deepcopy(network)
-    y = network.train()(x)
-    total = y.square().mean() + sum(one.penalty for one in selections(network))
-    total.backward()
+    network.train()(x).square().mean().backward()  # of the task alone, without the penalty
     for one in selections(network):
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in one.parameters())
+        grads = [p.grad for p in one.parameters()]
+        assert all(grad is not None and grad.isfinite().all() for grad in grads)
+        assert one.predictor[1].weight.grad.abs().max() > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert network(x).isfinite().all()
     expected = network.eval()(x)
