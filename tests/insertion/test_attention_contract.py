@@ -139,6 +139,8 @@ def encoder(key: str) -> tuple[nn.Module, Tensor]:
         network, x = unfused(TIMM_VIT)(), torch.rand(120, 1, 64, 64)
     elif key == "SwinUNETR":
         network, x = TRANSFORMERS[key].network().swinViT, torch.rand(2, 1, 64, 96)
+    elif key == "Segformer":  # with 16 keys; in smaller images there are few to hide
+        network, x = TRANSFORMERS[key].network(), torch.rand(40, 1, 128, 128)
     else:
         network, x = TRANSFORMERS[key].network(), TRANSFORMERS[key].example(12)
     for path, module in network.named_modules():
