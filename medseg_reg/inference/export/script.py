@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +30,12 @@ def script_of(network: Network, plan: Plan) -> torch.jit.ScriptModule:
     if coarse is None or not plan.dynamic:
         return _script_of(network, plan, plan.example)
     # Each by itself: they pad images of other sizes differently.
-    batch, channels = plan.example[:2]
-    image: Shape = (batch, channels, *(coarse.size or plan.example[2:]))
-    first = script_of(
-        cast(Network, coarse.network), replace(plan, dynamic=coarse.size is None, example=image)
-    )
-    wide: Shape = (batch, channels + coarse.channels, *plan.example[2:])
-    joined = Joined(
-        first,
-        _script_of(network, plan, wide),
-        coarse.size,
-        coarse.fit,
-        coarse.what == "logits",
-    )
+    batch, channels, rows, columns = plan.example
+    inner: Any = coarse.network
+    example = (batch, channels, *(coarse.size or (rows, columns)))
+    first = script_of(inner, replace(plan, dynamic=coarse.size is None, example=example))
+    whole = _script_of(network, plan, (batch, channels + coarse.channels, rows, columns))
+    joined = Joined(first, whole, coarse.size, coarse.fit, coarse.what == "logits")
     with without_warnings():
         return torch.jit.script(joined.eval())
 
