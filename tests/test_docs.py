@@ -16,7 +16,7 @@ from medseg_reg.config import Config, RunConfig, load_config
 from medseg_reg.config_pretraining import MaskingSpec, PretrainingConfig, load_pretraining
 from medseg_reg.regularizers import base
 from medseg_reg.study.grid import expand
-from medseg_reg.study.search.spec import load_search
+from medseg_reg.study.search.spec import SearchSpec, load_search
 from medseg_reg.study.spec import StudySpec, load_study
 from tests.scripts import load_script
 
@@ -176,6 +176,9 @@ def test_the_examples_of_configurations_are_valid(
         content = yaml.safe_load(text)
         if "methods" in content:
             StudySpec.model_validate(content)
+            continue
+        if "parameters" in content:
+            SearchSpec.model_validate({"name": "x", "config": "x.yaml", **content})
             continue
         if "masking" in content:
             PretrainingConfig.model_validate({**least, **content})
