@@ -13,6 +13,7 @@ from pathlib import Path
 
 from configuration_keys import default_of, keys, values_of
 
+from medseg_reg.config_classification import PresenceSpec
 from medseg_reg.config_network import FOREIGN_NAMES, OWN_NAMES
 from medseg_reg.config_pretraining import MaskingSpec
 from medseg_reg.data.augment import TRANSFORMS
@@ -234,6 +235,10 @@ MEANINGS = {
     "masking.width": "Features of a token in the decoder, which is thrown away.",
     "masking.blocks": "Transformer blocks of the decoder.",
     "masking.heads": "Heads of their attention.",
+    "presence.pixels": "The fewest pixels of a class by which a slice shows it.",
+    "presence.balance": "Whether slices with a class weigh as much, together, as those without it.",
+    "presence.sensitivity": "The threshold is the highest that finds this share of the validation "
+    "slices with a class.",
     "evaluation.empty": "Score of a class that is empty in truth and prediction; see "
     "[evaluation](evaluation.md#empty-slices).",
     "evaluation.metrics": "Scores besides those from counts: `surface` (HD95, ASSD, surface DICE) "
@@ -284,6 +289,13 @@ SECTIONS = {
         "Of a [pre-training](pretraining.md) alone, which has no `evaluation`, and of "
         "`regularization` `data`, `penalty` and `optimization.gradient_clip`.",
     ),
+    "presence": (
+        "presence",
+        "Of a [classifier of slices](classification.md) alone. Its `network` is a vision "
+        "transformer of timm; of `regularization` it has `data`, `error.distillation`, `penalty`, "
+        "`optimization.gradient_clip` and `select`, and of `evaluation` `confidence`, `resamples` "
+        "and `batch_size`.",
+    ),
 }
 
 
@@ -293,7 +305,9 @@ def page() -> str:
     Raises:
         SystemExit: a key has no meaning here, or a meaning no key; names them.
     """
-    found = {**dict(keys()), **dict(keys(MaskingSpec, "masking."))}
+    found = dict(keys())
+    for prefix, group in {"masking.": MaskingSpec, "presence.": PresenceSpec}.items():
+        found |= dict(keys(group, prefix))
     if found.keys() != MEANINGS.keys():
         odd = ", ".join(sorted(found.keys() ^ MEANINGS.keys()))
         raise SystemExit(f"docs/make_configuration.py: MEANINGS differs from the models: {odd}")

@@ -35,12 +35,14 @@ class System:
         tests: by kind of comparison, the test that makes it, as "file::function" below tests/.
         missing: what was not verified, or is not there.
         form: how the form here differs in kind from the published one; empty if it does not.
+        dense: whether it gives every pixel an output.
     """
 
     purpose: str
     tests: Mapping[str, str]
     missing: str = ""
     form: str = ""
+    dense: bool = True
 
 
 CLASSES, PIXELS = "classification", "segmentation"
@@ -133,18 +135,19 @@ NETWORKS: dict[str, tuple[str, str, System]] = {
             "its weights go into UNETR and DPT",
         ),
     ),
-    "patch_impacts": (
-        "Patch Slimming (scores alone)",
+    "slim": (
+        "Patch Slimming (scores, rows that are not computed)",
         "Tang et al., CVPR 2022",
         System(
             CLASSES,
             {
                 FORMULA: "networks/test_patch_impact.py"
-                "::test_the_recursion_is_the_mean_over_every_choice_of_heads"
+                "::test_the_recursion_is_the_mean_over_every_choice_of_heads",
+                WORKED: "networks/test_slimming.py"
+                "::test_rows_that_are_left_out_are_those_that_are_reused",
             },
-            "the search for the rows, block by block with fine-tuning, and the time saved: with an "
-            "output for each pixel its nesting keeps every patch",
-            "an analysis; impacts on all blocks that the decoder reads",
+            "a search, as nesting would keep every patch; a result on data",
+            "impacts on all blocks that the decoder reads; other rows keep what they had",
         ),
     ),
     "token_labels": (
@@ -194,9 +197,45 @@ TRAINING: dict[str, tuple[str, str, System]] = {
         System(
             CLASSES,
             {FORMULA: "losses/test_distillation.py::test_it_equals_its_formula"},
-            "the distillation token, which needs a class token; weights by the teacher's "
-            "confidence; a result on data",
+            "weights by the teacher's confidence; a result on data",
             "for each pixel",
+        ),
+    ),
+}
+
+# By the command.
+SLICES: dict[str, tuple[str, str, System]] = {
+    "classify": (
+        "DeiT: distillation token",
+        "Touvron et al., ICML 2021",
+        System(
+            CLASSES,
+            {
+                FORMULA: "engine/test_classification.py"
+                "::test_labels_go_to_the_class_token_and_the_teacher_to_the_other",
+                LIBRARY: "networks/test_slice_classifier.py"
+                "::test_training_returns_both_logits_and_evaluation_their_mean",
+                TOY: "engine/test_classification.py"
+                "::test_a_teacher_lets_a_classifier_learn_what_labels_do_not_say",
+            },
+            "mixup, repeated augmentation and averaged weights of the published recipe",
+            "the classes that a slice shows, each by a sigmoid; the teacher segments",
+            dense=False,
+        ),
+    ),
+    "slim": (
+        "Patch Slimming (static)",
+        "Tang et al., CVPR 2022",
+        System(
+            CLASSES,
+            {
+                FORMULA: "networks/test_slimming.py::test_taking_patches_out_equals_hiding_them",
+                WORKED: "networks/test_patch_search.py"
+                "::test_a_block_gets_the_fewest_steps_of_best_patches_that_suffice",
+            },
+            "the fine-tuning of the whole network at the end; the dynamic variant",
+            "as published",
+            dense=False,
         ),
     ),
 }

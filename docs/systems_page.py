@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from docstring_markdown import cell
-from systems import KINDS, LOSSES, NETWORKS, PREDICTION, TRAINING, System
+from systems import KINDS, LOSSES, NETWORKS, PREDICTION, SLICES, TRAINING, System
 from systems_layers import METHODS
 
 from medseg_reg.regularizers import regularizer_class
@@ -33,7 +33,7 @@ _PARTS = (
     "token_labels",
     "reuse",
     "masking",
-    "patch_impacts",
+    "slim",
 )
 # Stands for a method without an entry.
 NEW = System("", {}, "told in `docs/systems_layers.py`: nothing yet")
@@ -69,6 +69,12 @@ Networks of other packages come by name: [networks](networks.md), [backbones](ba
 
 {training}
 
+## Classifiers of slices
+
+{slices}
+
+See [classification](classification.md).
+
 ## What a prediction adds
 
 {prediction}
@@ -96,6 +102,7 @@ def systems_page(found: Sequence[Entry]) -> str:
         layers=_table("goes to", layers),
         networks=_table("key", _keyed(NETWORKS)),
         training=_table("key", _keyed(TRAINING)),
+        slices=_table("command", _keyed(SLICES)),
         prediction=_table("option", _keyed(PREDICTION)),
         losses=_table("key", _keyed(LOSSES)),
     )
@@ -112,7 +119,8 @@ def check_systems(found: Sequence[Entry]) -> None:
     _same(_terms(), LOSSES, "loss")
     _check_keys(TRAINING)
     _check_options(PREDICTION)
-    parts = (NETWORKS, TRAINING, PREDICTION, LOSSES)
+    _check_commands(SLICES)
+    parts = (NETWORKS, TRAINING, SLICES, PREDICTION, LOSSES)
     others = [one for part in parts for one in part.values()]
     every = [*METHODS.values(), *(one[2] for one in others)]
     _check_tests(test for one in every for test in one.tests.values())
@@ -133,7 +141,8 @@ def _table(third: str, rows: Iterable[tuple[str, str, str, System]]) -> str:
         tests = ", ".join(
             f"[{kind}](../tests/{test.partition('::')[0]})" for kind, test in one.tests.items()
         )
-        form = f"dense: {one.form}" if one.form else "dense"
+        kind = "dense" if one.dense else "classifier"
+        form = f"{kind}: {one.form}" if one.form else kind
         lines.append(
             f"| {name} | {cell(paper)} | {where} | {one.purpose} | {form} | {tests} "
             f"| {one.missing} |"
@@ -187,6 +196,12 @@ def _check_options(named: Iterable[str]) -> None:
 
     if odd := sorted(set(named) - set(re.findall(r"--[\w-]+", parser().format_usage()))):
         raise SystemExit(f"docs/systems.py: there is no option {', '.join(odd)} of predict")
+
+
+def _check_commands(named: Iterable[str]) -> None:
+    """Refuse commands that do not exist."""
+    if odd := [one for one in named if not (TESTS.parent / "medseg_reg" / f"{one}.py").is_file()]:
+        raise SystemExit(f"docs/systems.py: there is no command {', '.join(odd)}")
 
 
 def _check_tests(named: Iterable[str]) -> None:

@@ -32,6 +32,15 @@ from medseg_reg.data.sampling import SamplingSpec
 from medseg_reg.data.splits import SplitSpec
 from medseg_reg.errors import MedsegError, run_main
 
+# Keys that the configuration of one command alone has.
+_OWN_KEYS = {"masking": "pre-training", "presence": "classification"}
+
+
+def kind_of(content: Any) -> str:
+    """Return for what the content of a configuration is: one of these, or a training."""
+    keys = content if isinstance(content, dict) else {}
+    return next((kind for key, kind in _OWN_KEYS.items() if key in keys), "training")
+
 
 class PhantomSpec(Closed):
     """A generated data set, for a first run without data: made where the store is missing."""
@@ -256,13 +265,21 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise MedsegError(usage)
     path, overrides = Path(arguments[0]), arguments[1:]
-    content, _ = read_yaml(path)
-    if isinstance(content, dict) and "masking" in content:
+    print(_load_any(path, overrides).to_yaml(), end="")
+
+
+def _load_any(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """Read the configuration of whichever command a file is for."""
+    kind = kind_of(read_yaml(path)[0])
+    if kind == "pre-training":
         from medseg_reg.config_pretraining import load_pretraining
 
-        print(load_pretraining(path, overrides).to_yaml(), end="")
-    else:
-        print(load_config(path, overrides).to_yaml(), end="")
+        return load_pretraining(path, overrides)
+    if kind == "classification":
+        from medseg_reg.config_classification import load_classification
+
+        return load_classification(path, overrides)
+    return load_config(path, overrides)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ import pytest
 import yaml
 
 from medseg_reg.config import Config, RunConfig, load_config
+from medseg_reg.config_classification import (
+    ClassificationConfig,
+    PresenceSpec,
+    load_classification,
+)
 from medseg_reg.config_pretraining import MaskingSpec, PretrainingConfig, load_pretraining
 from medseg_reg.regularizers import base
 from medseg_reg.study.grid import expand
@@ -56,6 +61,8 @@ def read(config: Path, overrides: list[str]) -> list[RunConfig]:
         return [load_config(load_search(config, overrides).config)]
     if config.parent.name == "pretraining":
         return [load_pretraining(config, overrides)]
+    if config.parent.name == "classification":
+        return [load_classification(config, overrides)]
     return [load_config(config, overrides)]
 
 
@@ -99,6 +106,7 @@ def test_the_page_of_the_configuration_names_every_key(make_configuration: Modul
 
     every = leaves(Config.model_json_schema(), "")
     every |= {f"masking.{key}" for key in MaskingSpec.model_fields}
+    every |= {f"presence.{key}" for key in PresenceSpec.model_fields}
     groups = {key for key in every if any(one.startswith(f"{key}.") for one in every)}
     assert every - groups - listed == set()
 
@@ -182,6 +190,9 @@ def test_the_examples_of_configurations_are_valid(
             continue
         if "masking" in content:
             PretrainingConfig.model_validate({**least, **content})
+            continue
+        if "presence" in content:
+            ClassificationConfig.model_validate({**least, **content})
             continue
         assert set(content) <= {"regularization", "network"}
         Config.model_validate({**least, **content})

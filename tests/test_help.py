@@ -12,6 +12,8 @@ COMMANDS = (
     "benchmarks",
     "medseg_reg.train",
     "medseg_reg.pretrain",
+    "medseg_reg.classify",
+    "medseg_reg.slim",
     "medseg_reg.evaluate",
     "medseg_reg.predict",
     "medseg_reg.export",

@@ -191,7 +191,7 @@ class RunCheckpoint(Checkpoint):
         self._require_finite(pl_module, epoch)
         if trainer.is_global_zero:
             self.table.add(epoch + 1, scores, time.monotonic() - self._epoch_began)
-        score = scores.get("val_dice")
+        score = scores.get(pl_module.selected_by)
         if score is not None:
             # Under the policy `nan` there may be no score at all, which any other beats.
             score = float("-inf") if math.isnan(score) else score

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from medseg_reg.config import Config
+from medseg_reg.config import Config, RunConfig
 from medseg_reg.config_regularization import DistillationSpec
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
@@ -109,7 +109,19 @@ class Distillation:
 def load_teacher(
     config: Config, facts: DataFacts, splits: Splits, store: SliceStore
 ) -> Distillation | None:
-    """Load the teacher that a configuration names, if it names any.
+    """Load the teacher that a configuration names, if it names any, see `teacher_network`."""
+    error = config.regularization.error
+    if error.distillation is None:
+        return None
+    network, origin = teacher_network(config, facts, splits, store)
+    ignored = config.data.ignore_label
+    return Distillation(network, error.distillation, error.supervision, ignored, origin)
+
+
+def teacher_network(
+    config: RunConfig, facts: DataFacts, splits: Splits, store: SliceStore
+) -> tuple[nn.Module, Origin | None]:
+    """Load the network of the teacher that a configuration names; say what is known of it.
 
     Random states are not what they were afterwards.
 
@@ -117,16 +129,12 @@ def load_teacher(
         MedsegError: as of `check_teacher`; or it reads the labels of what it is tested on.
     """
     origin = check_teacher(config, facts, splits, store)
-    spec = config.regularization.error.distillation
-    if spec is None:
-        return None
-    network = load_earlier(RunDirectory(spec.teacher), _KEY)
-    supervision = config.regularization.error.supervision
-    return Distillation(network, spec, supervision, config.data.ignore_label, origin)
+    path = config.regularization.error.distillation.teacher  # type: ignore[union-attr]
+    return load_earlier(RunDirectory(path), _KEY), origin
 
 
 def check_teacher(
-    config: Config, facts: DataFacts, splits: Splits, store: SliceStore
+    config: RunConfig, facts: DataFacts, splits: Splits, store: SliceStore
 ) -> Origin | None:
     """Return what is known of the teacher that a configuration names, if it names any.
 
@@ -141,23 +149,27 @@ def check_teacher(
 
 
 def check_teacher_size(
-    distillation: Distillation | None, channels: int, size: Sequence[int]
+    network: Any, spec: DistillationSpec, channels: int, size: Sequence[int]
 ) -> None:
-    """Refuse a size of images that the teacher cannot take.
+    """Refuse a size of images that the network of a teacher cannot take.
 
     Raises:
         MedsegError: names the size, and one that works.
     """
-    if distillation is None:
-        return
-    network: Any = distillation.teacher
     try:
         check_input_size(network, channels, size)
     except MedsegError as error:
-        raise MedsegError(f"{_KEY}: {distillation.spec.teacher}: {error}") from None
+        raise MedsegError(f"{_KEY}: {spec.teacher}: {error}") from None
 
 
-def same_teacher(distillation: Distillation | None, note: Path) -> dict[str, Any] | None:
+class Taught(Protocol):
+    """What has a teacher."""
+
+    spec: DistillationSpec
+    origin: Origin | None
+
+
+def same_teacher(distillation: Taught | None, note: Path) -> dict[str, Any] | None:
     """Return what a run notes of its teacher, or make sure that it is still the same.
 
     Args:

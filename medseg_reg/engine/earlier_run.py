@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medseg_reg.config import Config
+from medseg_reg.config import Config, RunConfig
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.network import load_run_network
@@ -24,7 +24,7 @@ def check_earlier(
     run: RunDirectory,
     key: str,
     kind: Kind,
-    config: Config,
+    config: RunConfig,
     facts: DataFacts,
     splits: Splits,
     store: SliceStore,
@@ -100,7 +100,7 @@ def same_run(
     return found
 
 
-def _require_alike(run: RunDirectory, other: Config, config: Config, facts: DataFacts) -> None:
+def _require_alike(run: RunDirectory, other: Config, config: RunConfig, facts: DataFacts) -> None:
     """Refuse a run that knows other classes, or would see images that it does not know."""
     theirs = run.data_facts()
     pairs: dict[str, tuple[Any, Any]] = {

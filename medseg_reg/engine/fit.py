@@ -116,7 +116,7 @@ def fit(config: Config) -> RunDirectory:
     with nothing_left_behind(run, fresh):
         trainer = train(run, config, module, data, own, [*_notes(config, network, loss, size)])
         if trainer.is_global_zero:
-            _keep_weights(run, config, module)
+            keep_weights(run, config, module)
         trainer.strategy.barrier()
     return run
 
@@ -142,7 +142,8 @@ def _require_trainable(
 ) -> None:
     """Refuse images of a shape (C, H, W), or a machine, on which nothing can be trained."""
     check_input_size(network, shape[0], shape[1:], config.data.batch_size)
-    check_teacher_size(distillation, shape[0], shape[1:])
+    if distillation is not None:
+        check_teacher_size(distillation.teacher, distillation.spec, shape[0], shape[1:])
     require_machine(config)
 
 
@@ -254,7 +255,8 @@ def train(
     return trainer
 
 
-def _keep_weights(run: RunDirectory, config: Config, module: SegmentationModule) -> None:
+def keep_weights(run: RunDirectory, config: RunConfig, module: TrainingModule) -> None:
+    """Write the weights that the configuration selects, and what layers remember."""
     best = run.checkpoints / BEST
     if config.regularization.optimization.select == "best" and best.exists():
         if (memory := run.checkpoints / BEST_MEMORY).exists():

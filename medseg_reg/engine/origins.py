@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg_reg.config import RunConfig
+from medseg_reg.config import RunConfig, kind_of
 from medseg_reg.config_file import read_yaml
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
@@ -195,7 +195,7 @@ def origin_of_file(
             if folder.resolve() in known:
                 break
             content, _ = read_yaml(folder / "config.yaml")
-            unlabelled = isinstance(content, dict) and "masking" in content
+            unlabelled = kind_of(content) == "pre-training"
             kind: Kind = "pre-training" if unlabelled else "training"
             return origin_of_run(RunDirectory(folder), kind, splits, store, known)
     return Origin("file", str(path), tested=len(splits.test), validated=len(splits.val))

@@ -48,7 +48,7 @@ class PretrainingDirectory(RunDirectory):
     reconstructions.png   slices, what is visible of them, and what was filled in
     """
 
-    kind, unlabelled = "pre-training", True
+    kind, command = "pre-training", "pretrain"
 
     @property
     def summary(self) -> Path:

@@ -35,7 +35,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medseg_reg.config import Config, RunConfig, SomeConfig, load_config
+from medseg_reg.config import Config, RunConfig, SomeConfig, kind_of, load_config
 from medseg_reg.config_file import read_yaml
 from medseg_reg.data.splits import Splits, read_splits
 from medseg_reg.data.store import SliceStore
@@ -57,6 +57,12 @@ PACKAGES = (
     "nibabel",
     "SimpleITK",
     "scipy",
+)
+
+
+_HINTS = (
+    " The weights of a pre-training are for network.pretrained of a training; a classifier is run "
+    "by medseg_reg.classify."
 )
 
 
@@ -106,8 +112,8 @@ class RunDirectory:
         path: the directory.
     """
 
-    # Of which command it is a run; one with labels has no key `masking`.
-    kind, unlabelled = "training", False
+    # Of which command it is a run, see `kind_of`.
+    kind, command = "training", "train"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,7 +148,7 @@ class RunDirectory:
         if not self.finished:
             raise MedsegError(
                 f"{self.path}: the training is not finished (no weights.safetensors). Run "
-                "`python -m medseg_reg.train` with its configuration again; it goes on."
+                f"`python -m medseg_reg.{self.command}` with its configuration again; it goes on."
             )
 
     def is_done(self, config: RunConfig, store: SliceStore) -> bool:
@@ -275,12 +281,9 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         content, _ = read_yaml(path)
-        if isinstance(content, dict) and ("masking" in content) != self.unlabelled:
-            other = "training with labels" if self.unlabelled else "pre-training"
-            raise MedsegError(
-                f"{self.path}: is a run of {other}, no run of {self.kind}. The weights of a "
-                "pre-training are for network.pretrained of a training."
-            )
+        if (other := kind_of(content)) != self.kind:
+            shown = "training with labels" if other == "training" else other
+            raise MedsegError(f"{self.path}: is a run of {shown}, no run of {self.kind}.{_HINTS}")
         return self._load(path)
 
     def _load(self, path: Path) -> RunConfig:

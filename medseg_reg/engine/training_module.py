@@ -46,7 +46,12 @@ class TrainingModule(L.LightningModule):
     Args:
         network: gets images (B, C, H, W).
         config: the run's configuration.
+
+    Attributes:
+        selected_by: the score of the validation that is highest in the best epoch.
     """
+
+    selected_by = "val_dice"
 
     def __init__(self, network: nn.Module, config: RunConfig) -> None:
         super().__init__()

@@ -28,6 +28,12 @@ from medseg_reg.losses.focal import focal_loss
 from medseg_reg.losses.labels import check_labels
 from medseg_reg.losses.mixed import MixedLoss
 from medseg_reg.losses.overlap import dice_loss, iou_loss, tversky_loss
+from medseg_reg.losses.presence import (
+    presence_bce,
+    presence_divergence,
+    presence_logits,
+    presence_targets,
+)
 from medseg_reg.losses.similarity import (
     ms_ssim_loss,
     ms_ssim_note,
@@ -48,6 +54,10 @@ __all__ = [
     "ms_ssim_loss",
     "ms_ssim_note",
     "ms_ssim_scales",
+    "presence_bce",
+    "presence_divergence",
+    "presence_logits",
+    "presence_targets",
     "signed_distance",
     "ssim_loss",
     "ssim_window",

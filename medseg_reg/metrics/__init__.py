@@ -6,6 +6,7 @@
 | Hausdorff and average distance, surface Dice    | surface distances | surface.py     |
 | calibration error                               | counts of bins    | calibration.py |
 | mean and interval over cases                    | scores            | interval.py    |
+| AUROC, average precision, sensitivity           | scores of slices  | ranking.py     |
 
 Counts add up over slices, and surface distances of frames are pooled: what is scored is the case.
 """
@@ -21,6 +22,12 @@ from medseg_reg.metrics.overlap import (
     precision,
     recall,
     volume_difference,
+)
+from medseg_reg.metrics.ranking import (
+    auroc,
+    average_precision,
+    sensitivity_specificity,
+    threshold_at,
 )
 from medseg_reg.metrics.surface import (
     MissingPolicy,
@@ -38,6 +45,8 @@ __all__ = [
     "Interval",
     "MissingPolicy",
     "SurfaceDistances",
+    "auroc",
+    "average_precision",
     "average_surface_distance",
     "bootstrap_interval",
     "calibration_counts",
@@ -50,8 +59,10 @@ __all__ = [
     "pooled",
     "precision",
     "recall",
+    "sensitivity_specificity",
     "surface",
     "surface_dice",
     "surface_distances",
+    "threshold_at",
     "volume_difference",
 ]

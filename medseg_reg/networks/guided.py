@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
-from torch.nn import functional
+
+from medseg_reg.losses.presence import presence_bce, presence_targets
 
 # An absent class has e^-16 = 1e-7 of the background's probability: 0 as a label, and yet the
 # cross-entropy of a pixel that shows it all the same stays finite.
@@ -70,16 +71,7 @@ def presence_loss(presence: Tensor, target: Tensor, ignore: int | None = None) -
     >>> presence_loss(torch.tensor([[20.0, 20.0]]), labels, ignore=255).item() < 1e-6
     True
     """
-    classes = torch.arange(1, presence.shape[1] + 1, device=target.device)
-    shown = (target.flatten(1)[:, :, None] == classes).any(dim=1)
-    with torch.autocast(presence.device.type, enabled=False):
-        if ignore is None:
-            return functional.binary_cross_entropy_with_logits(presence.float(), shown.float())
-        known = shown | ~(target == ignore).flatten(1).any(dim=1, keepdim=True)
-        total = functional.binary_cross_entropy_with_logits(
-            presence.float(), shown.float(), known.float(), reduction="sum"
-        )
-        return total / known.sum().clamp_min(1)
+    return presence_bce(presence, presence_targets(target, presence.shape[1], ignore))
 
 
 def guide(logits: Tensor, presence: Tensor) -> Tensor:

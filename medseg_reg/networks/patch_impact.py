@@ -52,10 +52,30 @@ def impacts(
         weights = attentions[block].double()
         if block in taps:
             gram = gram + torch.eye(tokens, dtype=torch.float64, device=gram.device)
-        norms = (weights @ inputs[block].double().abs()[:, None]).square().sum(-1).mean(1)
-        found.append(gram.diagonal(dim1=1, dim2=2) * norms)
-        gram = (weights.transpose(2, 3) @ gram[:, None] @ weights).mean(1)
+        found.append(block_impacts(gram, weights, inputs[block]))
+        gram = gram_below(gram, weights)
     return torch.stack(found[::-1], dim=1)
+
+
+def block_impacts(gram: Tensor, weights: Tensor, inputs: Tensor) -> Tensor:
+    """Return s of one block, (B, N), by G of its output, its attention weights and its input."""
+    norms = (weights.double() @ inputs.double().abs()[:, None]).square().sum(-1).mean(1)
+    return gram.diagonal(dim1=1, dim2=2) * norms
+
+
+def gram_below(gram: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return G of the input of a block, (B, N, N), by that of its output.
+
+    Args:
+        gram: G of the output.
+        weights: P of the block, (B, H, N, N).
+        rows: which tokens the block computes, bool (N,), where others are left out: diag(m) P
+            stands for P.
+    """
+    weights = weights.double()
+    if rows is not None:
+        weights = weights * rows[:, None]
+    return (weights.transpose(2, 3) @ gram[:, None] @ weights).mean(1)
 
 
 def patch_impacts(network: nn.Module, images: Tensor) -> Tensor:
@@ -78,7 +98,7 @@ def patch_impacts(network: nn.Module, images: Tensor) -> Tensor:
     inputs: list[Tensor] = []
     with ExitStack() as stack, torch.no_grad():
         for block in vit.blocks:
-            stack.enter_context(_recorded(block.attn, attentions))
+            stack.enter_context(recorded(block.attn, attentions))
             hook = block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
             stack.callback(hook.remove)
         network(images)
@@ -125,7 +145,8 @@ def rows_reused(network: nn.Module, keep: Tensor) -> Iterator[None]:
 
     The others keep what they had before the block, and all stay keys and values. This is the
     pruning of rows, of the attention and of the MLP, that Patch Slimming does, the same for all
-    images, to see what it would cost in quality. No time is saved: rows are computed and left out.
+    images, to see what it would cost in quality. No time is saved: rows are computed and left out;
+    see `slim` for what saves it.
 
     Args:
         network: as in `patch_impacts`.
@@ -145,7 +166,7 @@ def rows_reused(network: nn.Module, keep: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(attention: Any, found: list[Tensor]) -> Iterator[None]:
+def recorded(attention: Any, found: list[Tensor]) -> Iterator[None]:
     """Collect the weights of an attention of MONAI or timm while it runs."""
     fused = getattr(attention, "fused_attn", False)
     if fused:

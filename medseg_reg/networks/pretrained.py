@@ -40,6 +40,7 @@ _PREFIXES = (
     "net.",
     "encoder.",
     "backbone.",
+    "network.encoder.model.",  # a pre-training of the ViT in DPT, for a classifier
 )
 # Beginnings of the names of an encoder: of `smp`, of our networks, and the transformer of UNETR.
 _ENCODERS = (

@@ -278,10 +278,9 @@ def test_a_teacher_that_takes_another_size_alone_is_refused() -> None:
         feature_size=4, hidden_size=12, mlp_dim=16, num_heads=3,
     )  # fmt: skip
     own = Distillation(network, DistillationSpec(teacher=Path("runs/unetr")))
-    check_teacher_size(own, 1, (32, 30))
-    check_teacher_size(None, 1, (48, 48))
+    check_teacher_size(own.teacher, own.spec, 1, (32, 30))
     with pytest.raises(MedsegError, match=r"teacher: runs/unetr: .* 48x48 is no size .* 32x32"):
-        check_teacher_size(own, 1, (48, 48))
+        check_teacher_size(own.teacher, own.spec, 1, (48, 48))
 
 
 def test_a_teacher_that_changed_in_the_meantime_is_refused(

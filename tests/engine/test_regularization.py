@@ -333,7 +333,7 @@ def test_a_run_that_was_killed_after_its_last_epoch_still_remembers(train, monke
     last = {"regularization__optimization__select": "last", "training__epochs": 1}
     straight = train("straight", PROBE, **last)
     with monkeypatch.context() as patch:
-        patch.setattr("medseg_reg.engine.fit._keep_weights", lambda *_: 1 / 0)
+        patch.setattr("medseg_reg.engine.fit.keep_weights", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train("run", PROBE, **last)
     run = train("run", PROBE, **last)
