@@ -8,7 +8,8 @@ normalization and ReLU, a copy of the map, then the methods with their defaults.
 median time of a method over that of nn.Dropout2d, and over that of the convolution; then the peak
 of the memory that one pass allocates, output and gradient included, in maps. Maps are rectified
 noise, each channel scaled and shifted as by a batch normalization before a ReLU; --signed leaves
-the ReLU out, --alike the scales and shifts, --channels-last changes the layout. With
+the ReLU out, --alike the scales and shifts, --channels-last changes the layout. Where numba is
+installed, its loops are used; with MEDSEG_REG_NUMBA=0 in the environment they are not. With
 ``python -m benchmarks.layers`` a checkout measures itself, whatever is installed.
 """
 
@@ -26,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ratios import Row, rows_of
 from medseg_reg.regularizers import build, regularizer_names
+from medseg_reg.regularizers.kernels import loops
 
 SHAPES = ("2x16x128x128", "2x64x64x64", "2x256x16x16")
 BESIDE = ("nn.Dropout2d", "conv + norm + relu", "copy")
@@ -165,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.dtype}")
+    rules = "numba's loops" if loops.installed() else "torch's operators alone"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.dtype}, {rules}")
     for text in options.shape:
         report(text, *measure(shape(text), options))
 

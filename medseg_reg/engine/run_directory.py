@@ -51,6 +51,7 @@ PACKAGES = (
     "segmentation-models-pytorch",
     "timm",
     "numpy",
+    "numba",
     "albumentations",
     "opencv-python-headless",
     "pydicom",

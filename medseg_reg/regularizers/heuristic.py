@@ -23,17 +23,19 @@ from medseg_reg.regularizers.base import (
     check_rate,
     register,
 )
+from medseg_reg.regularizers.kernels import loops
 from medseg_reg.regularizers.kernels.blocks import BLOCK, worth_splitting
 from medseg_reg.regularizers.kernels.histogram import (
+    EPSILON,
     deviation_sums,
     level_sums,
     level_thresholds,
+    scores_of,
 )
 from medseg_reg.regularizers.kernels.planes import filter_channels
 
 __all__ = ["HeuristicDropout", "HeuristicScores", "heuristic_dropout", "heuristic_scores"]
 
-EPSILON = 1e-7
 _MAX_BINS = 1000  # beyond it the outermost levels hold less than one float32 step of tanh
 _MASKS = ("laplace", "zero")
 _SELECTIONS = ("top", "sampled")
@@ -244,14 +246,8 @@ def _check_modes(mask: str, selection: str, signed: bool, faithful: bool) -> Non
 
 def _scores(x: Tensor, k: float, thresholds: tuple[float, ...], signed: bool) -> HeuristicScores:
     """Scores a detached map."""
-    sums, count = level_sums(x, thresholds), math.prod(x.shape[2:])
-    variance, reached = sums[..., 0] / max(count - 1, 1), sums[..., 1:]
-    if signed:  # every value reaches the lowest level
-        reached = torch.cat([torch.full_like(reached[..., :1], count), reached], dim=-1)
-    counts = reached - torch.nn.functional.pad(reached[..., 1:], (0, 1))
-    # no value counted at all: entropy 0 rather than 0 / 0
-    entropy = torch.special.entr(counts / reached[..., :1].clamp(min=1)).sum(-1)
-    return HeuristicScores(entropy, variance, entropy + k / (variance + EPSILON))
+    sums = level_sums(x, thresholds)
+    return HeuristicScores(*scores_of(sums, math.prod(x.shape[2:]), k, signed))
 
 
 def _top_scores(
@@ -263,8 +259,11 @@ def _top_scores(
     levels. On CPU the variances are taken first, and a channel whose upper bound is below
     ``most`` lower ones is not compared with the levels.
     """
+    compiled = loops.top_scores(x, thresholds, k, signed, most)
+    if compiled is not None:
+        return compiled
     if not (worth_splitting(x) and x.is_contiguous()):
-        return _scores(x, k, thresholds, signed).score
+        return _finite(_scores(x, k, thresholds, signed).score)
     pixels = math.prod(x.shape[2:])
     least = k / (deviation_sums(x) / max(pixels - 1, 1) + EPSILON)
     least = torch.where(least.isfinite(), least, -math.inf)
@@ -273,12 +272,12 @@ def _top_scores(
     possible = least * 1.0001 + math.log(len(thresholds) + 1) + 1e-3 >= bar
     number = possible.flatten().nonzero()[:, 0]
     if 2 * len(number) > possible.numel():
-        return _scores(x, k, thresholds, signed).score
+        return _finite(_scores(x, k, thresholds, signed).score)
     score, planes = torch.full_like(least, -math.inf), x.flatten(0, 1)
     for part in torch.split(number, max(1, BLOCK // pixels)):
         few = _scores(planes.index_select(0, part)[None], k, thresholds, signed).score[0]
         score.view(-1)[part] = few
-    return score
+    return _finite(score)
 
 
 def _wanted(channels: int, p: float, faithful: bool, keep_one: bool) -> float:
@@ -294,13 +293,17 @@ def _pick(score: Tensor, wanted: float, most: int) -> tuple[Tensor, Tensor]:
 
     All samples get the same static number; where fewer are wanted the last one does not count.
     """
-    score = torch.where(score.isfinite(), score, -math.inf)
     index = score.topk(most, dim=1).indices
     chosen = torch.ones_like(index, dtype=torch.bool)
     if wanted < most:
         share = wanted - (most - 1)
         chosen[:, -1] = torch.rand(len(score), device=score.device) < share
     return index, chosen
+
+
+def _finite(score: Tensor) -> Tensor:
+    """Channels with NaN or infinity last."""
+    return torch.where(score.isfinite(), score, -math.inf)
 
 
 def _ceil(value: float, limit: int) -> int:

@@ -24,6 +24,7 @@ def test_no_framework_is_loaded() -> None:
         "torch._dynamo",
         "torch._inductor",
         "triton",
+        "numba",
         "scipy",
         "pandas",
         "pydantic",

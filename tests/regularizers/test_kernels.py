@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medseg_reg.regularizers import build, heuristic_dropout, heuristic_scores, stochastic_pool
 from medseg_reg.regularizers.dropblock import grow
-from medseg_reg.regularizers.kernels import histogram
+from medseg_reg.regularizers.kernels import histogram, loops
 from medseg_reg.regularizers.kernels.blocks import BLOCK, by_planes
 from medseg_reg.regularizers.kernels.elements import drop_elements, multiply_kept
 from medseg_reg.regularizers.kernels.masks import multiply_masks
@@ -31,14 +31,33 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+# channels_last has loops of its own, which take seconds to compile
+LAYOUTS_AND_RULES = pytest.mark.parametrize(
+    ("layout", "rules"),
+    [
+        ("contiguous", "operators"),
+        ("channels_last", "operators"),
+        ("contiguous", "numba"),
+        pytest.param("channels_last", "numba", marks=pytest.mark.slow),
+    ],
+    indirect=["rules"],
+)
+BOTH_RULES = pytest.mark.parametrize("rules", ["operators", "numba"], indirect=True)
 
 
-@LAYOUTS
+@pytest.fixture
+def rules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        monkeypatch.setattr(loops, "_HERE", True)
+
+
+@LAYOUTS_AND_RULES
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("signed", [False, True])
 def test_the_histogram_is_exact_and_so_is_the_selection(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: str, signed: bool
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, rules: None, signed: bool
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape) * torch.rand(shape[1]).view(-1, *[1] * (len(shape) - 2))
@@ -69,10 +88,11 @@ def filtered(x: Tensor, count: int, k: float = 2.0, signed: bool = False) -> lis
     return [set(row.nonzero()[:, 0].tolist()) for row in changed]
 
 
+@BOTH_RULES
 @pytest.mark.parametrize("k", [0.0, 0.1, 2.0])
 @pytest.mark.parametrize("spread", [0.0, 0.05, 1.0])
 def test_channels_that_their_variance_rules_out_are_never_among_the_highest(
-    k: float, spread: float
+    k: float, spread: float, rules: None
 ) -> None:
     generator = torch.Generator().manual_seed(4)
     scale = torch.exp(spread * torch.randn(2, 24, 1, 1, generator=generator))
@@ -81,7 +101,8 @@ def test_channels_that_their_variance_rules_out_are_never_among_the_highest(
         assert filtered(x, count, k) == highest(published_scores(x, k), count)
 
 
-def test_where_variances_are_alike_the_entropy_decides() -> None:
+@BOTH_RULES
+def test_where_variances_are_alike_the_entropy_decides(rules: None) -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 20, 96, 96) * 3  # of high variance, so of low score
     for c in range(6):  # of two values or of many, scaled to one variance
@@ -91,7 +112,8 @@ def test_where_variances_are_alike_the_entropy_decides() -> None:
     assert filtered(x, 3) == highest(published_scores(x), 3) == [{0, 2, 4}] * 2
 
 
-def test_channels_with_nan_are_the_last_to_be_filtered_and_dead_ones_the_first() -> None:
+@BOTH_RULES
+def test_channels_with_nan_are_the_last_to_be_filtered_and_dead_ones_the_first(rules: None) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 20, 96, 96).relu() * torch.linspace(0.2, 2, 20).view(-1, 1, 1)
     x[:, 0], x[:, 1] = math.nan, 0.5
@@ -99,7 +121,8 @@ def test_channels_with_nan_are_the_last_to_be_filtered_and_dead_ones_the_first()
     assert filtered(x, 19) == [set(range(1, 20))] * 2
 
 
-def test_a_half_beside_a_threshold_is_counted_as_its_value() -> None:
+@BOTH_RULES
+def test_a_half_beside_a_threshold_is_counted_as_its_value(rules: None) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         thresholds = histogram.level_thresholds(10, False)
         near = torch.tensor(thresholds).to(dtype)
@@ -110,8 +133,9 @@ def test_a_half_beside_a_threshold_is_counted_as_its_value() -> None:
         assert torch.equal(histogram.level_sums(x, thresholds)[..., 1:].double(), expected)
 
 
+@BOTH_RULES
 @pytest.mark.parametrize("offset", [0.5, 30.0, 1000.0])
-def test_the_variance_survives_an_offset(offset: float) -> None:
+def test_the_variance_survives_an_offset(offset: float, rules: None) -> None:
     x = torch.randn(2, 6, 64, 64) * 0.1 + offset
     sums = histogram.level_sums(x, (0.5,))
     expected = plain.level_sums(x, (0.5,))
@@ -135,12 +159,12 @@ def test_of_equal_peaks_the_first_counts() -> None:
     assert neighbourhood_peaks(x)[0].tolist() == [[1, 4], [0, 0]]
 
 
-@LAYOUTS
+@LAYOUTS_AND_RULES
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("zero", [False, True])
 def test_chosen_channels_are_filtered_and_the_others_untouched(
-    shape: tuple[int, ...], dtype: torch.dtype, zero: bool, layout: str
+    shape: tuple[int, ...], dtype: torch.dtype, zero: bool, layout: str, rules: None
 ) -> None:
     torch.manual_seed(0)
     x = laid_out(torch.randn(shape).to(dtype), layout)
@@ -212,6 +236,21 @@ def test_kept_elements_are_scaled_and_the_others_zero(
     assert torch.equal(fast[0], slow[0])
     assert torch.equal(fast[1], slow[1])
     assert fast[0].stride() == x.stride()
+
+
+@pytest.mark.parametrize("rule", [lambda x, m: multiply_kept(x, m, 1.5), multiply_masks])
+def test_a_gradient_has_a_gradient_where_one_is_asked_for(rule: Callable[..., Tensor]) -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    masks = [(torch.rand(x.shape) < 0.7).double()]
+    if rule is multiply_masks:
+        masks = [torch.rand(2, 3, 1, 1).double(), torch.rand(2, 1, 4, 5).double()]
+    factor = rule(torch.ones_like(x), *masks)
+    (first,) = torch.autograd.grad(rule(x, *masks).pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(second, 6 * factor.pow(3) * x.detach())
+    (alone,) = torch.autograd.grad(rule(x, *masks).pow(3).sum(), x)
+    assert torch.equal(alone, first)
+    assert not alone.requires_grad
 
 
 def test_a_gradient_in_another_layout_is_right_too() -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medseg_reg.regularizers.kernels.blocks import BLOCK, memory_order, worth_splitting
+from medseg_reg.regularizers.kernels.functions import differentiable, with_signature
 
 __all__ = ["drop_elements", "multiply_kept"]
 
@@ -83,6 +84,7 @@ class _MultiplyKept(torch.autograd.Function):
     """y = scale * keep * x; the backward pass is the same applied to the gradient."""
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, keep: Tensor, scale: float) -> Tensor:
         out = torch.empty_like(x)
         flat = memory_order(x, keep, out) if worth_splitting(x) else None
@@ -100,4 +102,4 @@ class _MultiplyKept(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return _MultiplyKept.apply(grads[0], keep, ctx.scale), None, None
+        return differentiable(_MultiplyKept)(grads[0], keep, ctx.scale), None, None

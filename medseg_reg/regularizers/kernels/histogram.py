@@ -12,19 +12,21 @@ import math
 import torch
 from torch import Tensor
 
-from medseg_reg.regularizers.kernels import blocks, operators
+from medseg_reg.regularizers.kernels import blocks, loops, operators
 
-__all__ = ["deviation_sums", "level_sums", "level_thresholds", "plain_sums"]
+__all__ = ["deviation_sums", "level_sums", "level_thresholds", "plain_sums", "scores_of"]
+
+EPSILON = 1e-7
 
 
 def level_sums(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
     """Squared deviations of every channel, and how many values reach each threshold.
 
     On CPU the map is read once, in cache-sized blocks, and never copied as a whole: all sums of a
-    block are taken while it lies in the cache. Halves are counted by their bits, as integers. On a
-    CUDA GPU a Triton kernel reads the map once. Counts are float32: exact up to 2^24 pixels a
-    channel. The deviations are right within float32 rounding; channels with NaN have NaN there, and
-    counts without meaning.
+    block are taken while it lies in the cache, by a compiled loop where numba is installed. Halves
+    are counted by their bits, as integers. On a CUDA GPU a Triton kernel reads the map once. Counts
+    are float32: exact up to 2^24 pixels a channel. The deviations are right within float32
+    rounding; channels with NaN have NaN there, and counts without meaning.
 
     Args:
         x: detached floating map.
@@ -43,6 +45,9 @@ def level_sums(x: Tensor, thresholds: tuple[float, ...]) -> Tensor:
         return sums
     if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
         return plain_sums(x.float(), thresholds)
+    compiled = loops.level_sums(x, thresholds)
+    if compiled is not None:
+        return compiled
     if x.is_contiguous():
         raw = blocks.by_planes(lambda part: _raw_sums(part, thresholds), x.flatten(2))
     else:
@@ -63,6 +68,27 @@ def deviation_sums(x: Tensor) -> Tensor:
         [[2.0]]
     """
     return level_sums(x, ())[..., 0]
+
+
+def scores_of(sums: Tensor, pixels: int, k: float, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, unbiased variance and score of every channel; see `heuristic_scores`.
+
+    Shapes:
+        sums (B, C, 1 + levels) of `level_sums`; each result (B, C).
+
+    Example:
+        >>> import torch
+        >>> sums = torch.tensor([[[2.0, 4, 2]]])  # of 0, 0, 1, 1: half of them at each level
+        >>> [round(t.item(), 3) for t in scores_of(sums, 4, 2.0, signed=False)]
+        [0.693, 0.667, 3.693]
+    """
+    variance, reached = sums[..., 0] / max(pixels - 1, 1), sums[..., 1:]
+    if signed:  # every value reaches the lowest level
+        reached = torch.cat([torch.full_like(reached[..., :1], pixels), reached], dim=-1)
+    counts = reached - torch.nn.functional.pad(reached[..., 1:], (0, 1))
+    # no value counted at all: entropy 0 rather than 0 / 0
+    entropy = torch.special.entr(counts / reached[..., :1].clamp(min=1)).sum(-1)
+    return entropy, variance, entropy + k / (variance + EPSILON)
 
 
 def _sums_by_rows(sample: Tensor, thresholds: tuple[float, ...], rows: int) -> Tensor:

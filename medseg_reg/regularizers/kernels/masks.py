@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medseg_reg.regularizers.kernels.blocks import BLOCK, worth_splitting
+from medseg_reg.regularizers.kernels.functions import differentiable, with_signature
 
 __all__ = ["multiply_masks"]
 
@@ -40,6 +41,7 @@ class _MultiplyMasks(torch.autograd.Function):
     """The product, and for its backward pass the two small masks."""
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, channels: Tensor, positions: Tensor) -> Tensor:
         if not worth_splitting(x):
             return (x * channels).mul_(positions)
@@ -68,4 +70,4 @@ class _MultiplyMasks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _MultiplyMasks.apply(grads[0], *ctx.saved_tensors), None, None
+        return differentiable(_MultiplyMasks)(grads[0], *ctx.saved_tensors), None, None

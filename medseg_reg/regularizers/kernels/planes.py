@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseg_reg.regularizers.kernels import operators
+from medseg_reg.regularizers.kernels import loops, operators
 from medseg_reg.regularizers.kernels.blocks import BLOCK
+from medseg_reg.regularizers.kernels.functions import differentiable, with_signature
 
 __all__ = ["filter_channels", "laplacian", "plain_filter"]
 
@@ -82,7 +83,11 @@ class _FilterChannels(torch.autograd.Function):
     """
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> Tensor:
+        compiled = loops.filter_planes(x, index, chosen, zero)
+        if compiled is not None:
+            return compiled
         if x.device.type == "cpu" and x.is_contiguous() and not torch.compiler.is_compiling():
             out = x.clone()
             _filter_blocks(out, index, chosen, zero)
@@ -99,8 +104,7 @@ class _FilterChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         index, chosen = ctx.saved_tensors
-        grad = _FilterChannels.apply(grads[0], index, chosen, ctx.zero)
-        return grad, None, None, None
+        return differentiable(_FilterChannels)(grads[0], index, chosen, ctx.zero), None, None, None
 
 
 def _filter_blocks(out: Tensor, index: Tensor, chosen: Tensor, zero: bool) -> None:
