@@ -24,13 +24,15 @@ __all__ = ["filter_planes", "sums_of_planes", "sums_of_rows", "top_of_planes", "
 
 _TILE = 4096  # values: they stay in the nearest cache, and a count of them fits into 16 bits
 _OPTIONS = {"nogil": True, "fastmath": {"reassoc", "nsz", "contract"}, "error_model": "numpy"}
-_compiled = numba.njit(**_OPTIONS)
+# Any: numba has types since 0.68, and took dictionaries of options before.
+_njit: Any = numba.njit
+_compiled = _njit(**_OPTIONS)
 
 
 def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles and keeps the machine code for other processes, where a folder can be written."""
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+        return _njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
     except RuntimeError:
         return _compiled(function)  # type: ignore[no-any-return]
 
