@@ -202,7 +202,7 @@ too, with the slow way: all patches computed, dropped ones hidden as keys. What 
   as in the paper, is not possible without changing their code. Fewer patterns are drawn.
 * Each resolution loses a share p of its own; a patch of a deep resolution may have lost more in
   those before. Begin with a p smaller than for ViT, or name one resolution alone.
-* It was not tried with `torch.compile`.
+* `torch.compile` breaks its graph at these layers, and gives the same.
 
 With `vary` the number of tokens changes from pass to pass, which breaks the graph of
 `torch.compile`.""",

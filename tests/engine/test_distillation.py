@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from medseg_reg.config import parse_config
 from medseg_reg.config_regularization import DistillationSpec
+from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.store import SliceStore
 from medseg_reg.engine.distillation import Distillation, check_teacher_size
 from medseg_reg.engine.fit import fit
@@ -100,6 +103,30 @@ def test_ignored_pixels_count_in_no_part(kind: str) -> None:
     torch.testing.assert_close(found, expected)
     found.backward()
     assert torch.equal((logits.grad != 0).any(1), labels == 0)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("how", ["compiled", "recomputed"])
+def test_a_compiled_or_recomputed_network_learns_the_same_from_mixed_images(
+    kind: str, how: str
+) -> None:
+    taught, mix, loss = part(kind), MixToken(1.0, patch=(4, 4)), MixedLoss(ce=1.0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 3, 1))
+    ways = {
+        "compiled": torch.compile(network, backend="eager", fullgraph=True),
+        "recomputed": partial(checkpoint, network, use_reentrant=False),
+    }
+    found = []
+    for forward in (network, ways[how]):
+        network.zero_grad()
+        torch.manual_seed(4)
+        batch = mix({"image": torch.rand(2, 1, 8, 8), "mask": torch.randint(3, (2, 8, 8))})
+        image, labels = batch["image"], batch["mask"]
+        logits = forward(image)
+        taught.mixed(loss(logits, labels), image, labels, logits, loss).backward()
+        found.append([weight.grad.clone() for weight in network.parameters()])
+    assert all(map(torch.equal, *found))
+    assert all(grad.abs().max() > 0 for grad in found[0])
 
 
 def test_a_weight_of_nothing_asks_no_teacher() -> None:

@@ -189,6 +189,18 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, where it breaks the graph
+@every_case
+def test_a_compiled_training_pass_gives_the_same(name: str) -> None:
+    network, _, _ = filled(name)
+    x = CASES[name].example(2)
+    torch.compiler.reset()
+    compiled = torch.compile(network.train(), backend="eager")
+    for a, b in zip(drawn(compiled, x, 0), drawn(network, x, 0), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_it_exports_as_before() -> None:
     network, plain, _ = filled("timm-swin")

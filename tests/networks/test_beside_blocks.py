@@ -164,7 +164,7 @@ def test_activations_that_are_computed_again_change_no_gradient(name: str, part:
     [
         *(("timm-vit-fused", part) for part in ("selection", "labels")),
         pytest.param("timm-vit-fused", "gate_drop", marks=SLOW),
-        pytest.param("UNETR", "selection", marks=SLOW),
+        *(pytest.param(name, "selection", marks=SLOW) for name in ("UNETR", "ViT", "DPT")),
         pytest.param("timm-swin", "feed_forward", marks=SLOW),
         pytest.param("Segformer", "labels", marks=SLOW),
     ],

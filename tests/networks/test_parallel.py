@@ -126,6 +126,23 @@ def choosing() -> tuple[nn.Module, tuple[int, ...]]:
     return Task(network), case.shape
 
 
+def routing() -> tuple[nn.Module, tuple[int, ...]]:
+    case = TRANSFORMERS["timm-vit"]
+    network = case.network()
+    use_token_labels(network, (1, *case.shape), "x", 2, taps=2)
+    use_experts(network, (1, *case.shape), "x", experts=3)
+    insert(network, "gating_dropout", example=case.example(), p=0.5, mode="gate_expert_drop")
+    return Task(network), case.shape
+
+
+def fast_and_slow() -> tuple[nn.Module, tuple[int, ...]]:
+    case = TRANSFORMERS["UNETR"]
+    network = case.network()
+    use_token_selection(network, (1, *case.shape), "x", keep=0.6, mode="feed_forward")
+    insert(network, "drop_path", example=case.example(), p=0.3)
+    return Task(network), case.shape
+
+
 CASES: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     **{
         name: lambda name=name: dropouts(name)
@@ -135,6 +152,8 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "windows of fewer patches": windows,
     "merged tokens with labels": merging,
     "experts, a tree and chosen tokens": choosing,
+    "gates and experts that drop together": routing,
+    "chosen tokens in feed-forward blocks": fast_and_slow,
     **{
         f"pre-training of {name}": lambda name=name: (Pretraining(name), (1, *SIZES[name]))
         for name in SIZES
