@@ -105,7 +105,10 @@ def compare(
         together = 1 - (1 - confidence) / max(1, len(order) - 1)
         levels = (confidence, together)
         gaps = {name: _differences(block, name, baseline) for name in order[1:]}
-        pairs = [_against(gap, less, draws, levels) for gap in gaps.values()]
+        least, most = bounds_of(metric)
+        # No two scores are further apart, nor two means.
+        span = (least - most, most - least)
+        pairs = [_against(gap, less, draws, levels, span) for gap in gaps.values()]
         notes += filter(None, (_copies(block, *of_one, metric) for of_one in gaps.items()))
         for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
             pair["p_holm"] = float(p)
@@ -174,10 +177,14 @@ def _copies(block: Block, method: str, difference: Array, metric: str) -> str:
 
 
 def _against(
-    difference: Array, less: bool, draws: Resamples, levels: tuple[float, float]
+    difference: Array,
+    less: bool,
+    draws: Resamples,
+    levels: tuple[float, float],
+    span: tuple[float, float],
 ) -> dict[str, float]:
     better = np.sign(-difference if less else difference) / 2 + 0.5
-    gap, together = hierarchical_intervals(difference, draws, levels)
+    gap, together = hierarchical_intervals(difference, draws, levels, span)
     share = hierarchical_interval(better, draws, levels[0], (0.0, 1.0))
     of_groups = np.round(nan_mean(difference, axis=0), 12)
     return {

@@ -152,6 +152,19 @@ def test_where_the_interval_of_all_methods_together_decides_it_is_told():
     assert wanted in verdict(row)
 
 
+@pytest.mark.parametrize(("metric", "high"), [("dice", 1.0), ("hd95", np.inf)])
+def test_no_interval_of_a_difference_goes_beyond_what_scores_can_differ_by(metric, high):
+    # Two seeds that fail, by turns: stretched percentiles reach far.
+    luck = {"none": [0.9, 0.1], "dropout": [0.1, 0.9]}
+    table = results(lambda m, s, g: luck[m][s] + 0.01 * g, seeds=2, metric=metric)
+    row = compare(table, "none", metric, resamples=2000).iloc[1]
+    for one in ("difference", "simultaneous"):
+        if high == 1.0:
+            assert (row[f"{one}_low"], row[f"{one}_high"]) == (-1.0, 1.0)
+        else:
+            assert row[f"{one}_low"] < -1.0 < 1.0 < row[f"{one}_high"]
+
+
 def test_one_seed_shows_nothing_about_a_method():
     row = compare(noisy({"none": 0.0, "dropout": 0.2}, seeds=1, groups=9), "none").iloc[1]
     assert row["p_holm"] < 0.05
