@@ -81,8 +81,8 @@ def test_a_filled_network_evaluates_as_before_and_trains_otherwise(case: Case) -
     plain = copy.deepcopy(network)
     report = insert(network, "spatial_dropout", everywhere(case), example=x[:1], p=0.3)
     assert len(report) == sum(case.kinds[kind] for kind in everywhere(case))
-    # torchvision's ConvNeXt drops branches by itself, from the first, and MONAI's SwinUNETR has wrong
-    # positions on maps below its window; nothing else is odd anywhere.
+    # torchvision's ConvNeXt drops branches by itself, from the first, and MONAI's SwinUNETR has
+    # wrong positions on maps below its window; nothing else is odd anywhere.
     drops = any(type(m).__name__ == "StochasticDepth" and m.p > 0 for m in plain.modules())
     windows = type(plain).__name__ == "SwinUNETR"
     assert bool(report.note) == (drops or windows)
