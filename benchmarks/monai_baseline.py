@@ -26,7 +26,7 @@ from medseg_reg.data.module import SliceDataModule
 from medseg_reg.data.sampling import epoch_order
 from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
-from medseg_reg.engine.fit import data_module
+from medseg_reg.engine.beginning import data_module
 from medseg_reg.engine.precision import choose_precision
 from medseg_reg.engine.schedule import learning_rate_factor
 from medseg_reg.errors import MedsegError, run_main

@@ -91,7 +91,8 @@ def toolkit(options: argparse.Namespace, store: Path, plain: bool) -> list[float
 
     from medseg_reg.data.splits import make_splits
     from medseg_reg.data.store import SliceStore
-    from medseg_reg.engine.fit import data_module, make_trainer
+    from medseg_reg.engine.beginning import data_module
+    from medseg_reg.engine.fit import make_trainer
     from medseg_reg.engine.host import keep_freed_memory
     from medseg_reg.engine.module import SegmentationModule
     from medseg_reg.engine.network import build_run_network

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from medseg_reg.errors import run_main
-from medseg_reg.train import make_phantom, parse
+from medseg_reg.train import make_ready, parse
 
 
 def main(arguments: Sequence[str], own_process: bool = False) -> None:
@@ -27,14 +27,11 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
     # Imported here: they take seconds, and --help needs none of them.
     from medseg_reg.config_classification import load_classification
     from medseg_reg.engine.classification import classify
-    from medseg_reg.engine.host import prepare_process
     from medseg_reg.engine.ranks import is_first_process
     from medseg_reg.inference.classification import evaluate_classifier, headline
 
     config = load_classification(parsed.config, parsed.overrides)
-    make_phantom(config)
-    if own_process:
-        prepare_process(config.training.keep_memory)
+    make_ready(config, own_process)
     run = classify(config)
     if is_first_process():
         print(headline(run, evaluate_classifier(run)))

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medseg_reg.config import RunConfig, load_as
 from medseg_reg.config_base import Closed, Positive
+from medseg_reg.config_network import LocalFile
 from medseg_reg.config_regularization import AugmentationSpec, DistillationSpec, PenaltySpec
 
 
@@ -37,16 +38,9 @@ class ClassifierSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "deit_tiny_patch16_224"
-    pretrained: Path | None = None
+    pretrained: LocalFile = None
     pretrained_strict: bool = True
     pretrained_unseen: bool = False
-
-    @field_validator("pretrained", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("give the path of a local file; nothing is downloaded")
-        return value
 
     @model_validator(mode="after")
     def _known(self) -> ClassifierSpec:

@@ -12,7 +12,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    field_validator,
     model_validator,
 )
 
@@ -22,6 +21,16 @@ from medseg_reg.errors import nearest
 Head = Literal["softmax", "sigmoid"]
 # A tree of depth d has 2^d experts; 64 maps of full size for each class are enough.
 TreeDepth = Annotated[int, Field(ge=0, le=6)]
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give the path of a local file; nothing is downloaded")
+    return value
+
+
+# Where other packages take true for a download.
+LocalFile = Annotated[Path | None, BeforeValidator(_no_switch)]
 # Keys of every network about the weights that it begins with.
 PRETRAINED = ("pretrained", "pretrained_strict", "pretrained_unseen")
 Upsampling = Literal["deconv", "nontrainable"]
@@ -189,16 +198,9 @@ class ForeignSpec(BaseModel):
     token_selection: TokenSelectionSpec | None = None
     token_labels: TokenLabelsSpec | None = None
     reuse: ReuseSpec | None = None
-    pretrained: Path | None = None
+    pretrained: LocalFile = None
     pretrained_strict: bool = True
     pretrained_unseen: bool = False
-
-    @field_validator("pretrained", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("give the path of a local file; nothing is downloaded")
-        return value
 
     @model_validator(mode="after")
     def _can_be_built(self) -> ForeignSpec:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from medseg_reg.errors import run_main
-from medseg_reg.train import make_phantom, parse
+from medseg_reg.train import make_ready, parse
 
 
 def main(arguments: Sequence[str], own_process: bool = False) -> None:
@@ -28,14 +28,11 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
     parsed = parse(arguments, "pretrain", __doc__ or "", "configs/pretraining/")
     # Imported here: they take seconds, and --help needs none of them.
     from medseg_reg.config_pretraining import load_pretraining
-    from medseg_reg.engine.host import prepare_process
     from medseg_reg.engine.pretraining import headline, pretrain
     from medseg_reg.engine.ranks import is_first_process
 
     config = load_pretraining(parsed.config, parsed.overrides)
-    make_phantom(config)
-    if own_process:
-        prepare_process(config.training.keep_memory)
+    make_ready(config, own_process)
     run = pretrain(config)
     if is_first_process():
         print(headline(run))

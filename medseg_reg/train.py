@@ -33,14 +33,11 @@ def main(arguments: Sequence[str], own_process: bool = False) -> None:
     # Imported here: they take seconds, and --help needs none of them.
     from medseg_reg.config import load_config
     from medseg_reg.engine.fit import fit
-    from medseg_reg.engine.host import prepare_process
     from medseg_reg.engine.ranks import is_first_process
     from medseg_reg.inference.evaluation import evaluate, headline
 
     config = load_config(parsed.config, parsed.overrides)
-    make_phantom(config)
-    if own_process:
-        prepare_process(config.training.keep_memory)
+    make_ready(config, own_process)
     run = fit(config)
     if is_first_process():
         print(headline(run, evaluate(run)))
@@ -61,6 +58,23 @@ def parse(arguments: Sequence[str], command: str, about: str, folder: str) -> ar
     parser.add_argument("--config", type=Path, required=True, help=f"a YAML file, as in {folder}")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     return parser.parse_intermixed_args(arguments)
+
+
+def make_ready(config: RunConfig, own_process: bool) -> None:
+    """Make the phantom of a configuration, and set allocator and threads of a process of its own.
+
+    Args:
+        config: of the training that comes.
+        own_process: whether the process is there for this training alone.
+
+    Raises:
+        MedsegError: see `make_phantom`.
+    """
+    from medseg_reg.engine.host import prepare_process  # seconds, which --help does not need
+
+    make_phantom(config)
+    if own_process:
+        prepare_process(config.training.keep_memory)
 
 
 def make_phantom(config: RunConfig) -> None:

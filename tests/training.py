@@ -146,20 +146,38 @@ def train_in_child(
 
 
 @contextmanager
-def interrupted_at(epoch: int, batch: int, said: str | None = None) -> Iterator[None]:
-    """Ask the training inside to stop, as a scheduler does, at a batch; it must obey and say so."""
+def interrupted_at(
+    epoch: int,
+    batch: int,
+    said: str | None = None,
+    *,
+    module: type[Any] | None = None,
+    how: str = "terminated",
+) -> Iterator[None]:
+    """Ask the training inside to stop, as a scheduler does, at a batch; it must obey and say so.
+
+    Args:
+        epoch: from 0; likewise `batch`.
+        batch: of the epoch.
+        said: what it says.
+        module: whose training; that of a segmentation by default.
+        how: `terminated`, or `killed`, which ends it in the middle of the batch.
+    """
     from medseg_reg.engine.module import SegmentationModule
 
-    original = SegmentationModule.training_step
+    module = module or SegmentationModule
+    original = module.training_step
 
-    def asked(self: SegmentationModule, data: Any, index: int) -> Any:
+    def asked(self: Any, data: Any, index: int) -> Any:
         if (self.current_epoch, index) == (epoch, batch):
+            if how == "killed":
+                raise MemoryError
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, data, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SegmentationModule, "training_step", asked)
-        with pytest.raises(Interrupted, match=said):
+        patch.setattr(module, "training_step", asked)
+        with pytest.raises(MemoryError if how == "killed" else Interrupted, match=said):
             yield
 
 

@@ -15,28 +15,25 @@ from medseg_reg.data.dataset import SliceDataset
 from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.splits import Splits
 from medseg_reg.data.store import SliceStore
-from medseg_reg.engine.checkpoint import load_weights
-from medseg_reg.engine.distillation import check_teacher_size, same_teacher, teacher_network
-from medseg_reg.engine.fit import (
+from medseg_reg.engine.beginning import (
+    begin,
     data_of_run,
-    keep_weights,
+    first_weights,
     note_data,
     nothing_left_behind,
     require_machine,
-    seed_everything,
-    train,
 )
-from medseg_reg.engine.network import load_run_pretrained
-from medseg_reg.engine.origins import weights_origin
+from medseg_reg.engine.checkpoint import load_weights
+from medseg_reg.engine.distillation import check_teacher_size, same_teacher, teacher_network
+from medseg_reg.engine.fit import keep_weights, seed_everything, train
 from medseg_reg.engine.presence_distillation import PresenceDistillation, SegmentationTeacher
 from medseg_reg.engine.ranks import is_first_process
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.training_module import TrainingModule
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import require_space, wait_for, write_json
+from medseg_reg.files import wait_for
 from medseg_reg.losses import presence_bce, presence_targets
 from medseg_reg.metrics import auroc, average_precision
-from medseg_reg.networks.build import parameter_count
 from medseg_reg.networks.slice_classifier import (
     both_logits,
     build_classifier,
@@ -161,19 +158,9 @@ def classify(config: ClassificationConfig) -> ClassificationDirectory:
     _require_taught(config, network)
     require_machine(config)
     teacher = same_teacher(distillation, run.path / "teacher.json")
-    # A run that goes on has its weights in its checkpoint.
-    goes_on = any(run.checkpoints.glob("*.ckpt"))
-    pretrained = None if goes_on else load_run_pretrained(network, config)
-    origin = weights_origin(config, splits, store) if pretrained else None
+    pretrained, origin = first_weights(run, network, config, splits, store)
     if is_first_process():
-        data.train_dataloader()
-        # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
-        require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
-        # All that can be wrong has been looked at: from here on, files are written.
-        run.prepare(config)
-        run.note_pretrained(pretrained, origin.as_dict() if origin else None)
-        if teacher is not None:
-            write_json(run.path / "teacher.json", teacher)
+        begin(run, config, network, data, pretrained, origin, teacher)
         note_data(run, facts, data)
     else:
         wait_for(run.path / "splits.json")

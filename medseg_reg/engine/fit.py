@@ -8,7 +8,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import lightning as L
 import numpy as np
@@ -23,8 +22,15 @@ from medseg_reg.config_network import ForeignSpec
 from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.mix_token import MixToken
 from medseg_reg.data.module import SliceDataModule
-from medseg_reg.data.splits import Splits, make_splits
 from medseg_reg.data.store import SliceStore
+from medseg_reg.engine.beginning import (
+    begin,
+    data_of_run,
+    first_weights,
+    note_data,
+    nothing_left_behind,
+    require_machine,
+)
 from medseg_reg.engine.checkpoint import (
     BEST,
     BEST_MEMORY,
@@ -34,7 +40,7 @@ from medseg_reg.engine.checkpoint import (
     usable_checkpoint,
 )
 from medseg_reg.engine.coarse import keep_coarse, load_coarse
-from medseg_reg.engine.compiling import require_compilable, told_in_a_line
+from medseg_reg.engine.compiling import told_in_a_line
 from medseg_reg.engine.distillation import (
     Distillation,
     check_teacher_size,
@@ -44,18 +50,16 @@ from medseg_reg.engine.distillation import (
 from medseg_reg.engine.layer_memory import save_memory
 from medseg_reg.engine.metrics_table import SCORES, MetricsTable
 from medseg_reg.engine.module import SegmentationModule
-from medseg_reg.engine.network import build_run_network, load_run_pretrained, own_rates_note
-from medseg_reg.engine.origins import weights_origin
+from medseg_reg.engine.network import build_run_network, own_rates_note
 from medseg_reg.engine.precision import choose_accelerator, choose_precision
 from medseg_reg.engine.progress import EpochBar
 from medseg_reg.engine.ranks import is_first_process
 from medseg_reg.engine.regularization import RegularizationControl
-from medseg_reg.engine.run_directory import DataFacts, RunDirectory
-from medseg_reg.engine.seen import Seen
+from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.engine.signals import StopRequest
 from medseg_reg.engine.training_module import TrainingModule
 from medseg_reg.errors import Interrupted, MedsegError
-from medseg_reg.files import replacing, require_space, wait_for, write_json
+from medseg_reg.files import replacing, wait_for, write_json
 from medseg_reg.insertion import measure
 from medseg_reg.losses import MixedLoss, ms_ssim_note
 from medseg_reg.networks.build import Network, check_input_size, parameter_count
@@ -89,21 +93,11 @@ def fit(config: Config) -> RunDirectory:
     loss = _loss(config, len(facts.classes))
     report = run.path / "placement.json"
     teacher = same_teacher(distillation, run.path / "teacher.json")
-    # A run that goes on has its weights in its checkpoint.
-    goes_on = any(run.checkpoints.glob("*.ckpt"))
-    pretrained = None if goes_on else load_run_pretrained(network, config)
-    origin = weights_origin(config, splits, store) if pretrained else None
+    pretrained, origin = first_weights(run, network, config, splits, store)
     if is_first_process():
         if not report.exists():
             measure(network, example, placements)
-        data.train_dataloader()
-        # Weights and Adam's two moments in two checkpoints, and the weights alone twice.
-        require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 2))
-        # All that can be wrong has been looked at: from here on, files are written.
-        run.prepare(config)
-        run.note_pretrained(pretrained, origin.as_dict() if origin else None)
-        if teacher is not None:
-            write_json(run.path / "teacher.json", teacher)
+        begin(run, config, network, data, pretrained, origin, teacher)
         keep_coarse(run, config, splits, store)
         note_data(run, facts, data)
         if not report.exists():
@@ -121,22 +115,6 @@ def fit(config: Config) -> RunDirectory:
     return run
 
 
-@contextmanager
-def nothing_left_behind(run: RunDirectory, fresh: bool) -> Iterator[None]:
-    """Take a `fresh` run away that fails before there is anything to go on from.
-
-    It would refuse a repaired configuration.
-    """
-    try:
-        yield
-    except Interrupted:
-        raise
-    except MedsegError:
-        if fresh and is_first_process() and not any(run.checkpoints.glob("*.ckpt")):
-            shutil.rmtree(run.path)
-        raise
-
-
 def _require_trainable(
     config: Config, network: Network, distillation: Distillation | None, shape: Sequence[int]
 ) -> None:
@@ -145,13 +123,6 @@ def _require_trainable(
     if distillation is not None:
         check_teacher_size(distillation.teacher, distillation.spec, shape[0], shape[1:])
     require_machine(config)
-
-
-def require_machine(config: RunConfig) -> None:
-    """Refuse a machine that cannot do what a configuration asks for."""
-    accelerator = choose_accelerator(config.training.accelerator)
-    choose_precision(config.training.precision, accelerator)
-    require_compilable(config.training.compile, accelerator)
 
 
 def _mixing(config: Config, network: nn.Module, shape: Sequence[int]) -> MixToken | None:
@@ -165,37 +136,6 @@ def _mixing(config: Config, network: nn.Module, shape: Sequence[int]) -> MixToke
         return MixToken(spec.p, spec.alpha, finest_patch(network, shape, key))
     except MedsegError as error:
         raise MedsegError(f"{error} Or give {key}.patch, as 16.") from None
-
-
-def data_of_run(
-    run: RunDirectory, config: RunConfig, store: SliceStore
-) -> tuple[Splits, SliceDataModule, DataFacts]:
-    """Return the split, the loaders and the facts; a run that has begun keeps its split."""
-    splits = run.splits(store) or make_splits(store, config.data.split)
-    data = data_module(config, store, splits)
-    return splits, data, DataFacts.of(store, data.channels)
-
-
-def note_data(run: RunDirectory, facts: DataFacts, data: SliceDataModule) -> None:
-    """Write down which data a run has, how they are divided, and what it sees of them."""
-    run.begin(facts, data.store)
-    Seen.of(data.store, data.splits, data.slices_per_epoch).write(run.path)
-    data.splits.write(run.path / "splits.json")
-
-
-def data_module(config: RunConfig, store: SliceStore, splits: Splits) -> SliceDataModule:
-    """Return the loaders of a configuration."""
-    return SliceDataModule(
-        store,
-        splits,
-        image=config.data.image,
-        sampling=config.data.sampling,
-        augmentation=[(a.name, a.arguments) for a in config.regularization.data],
-        batch_size=config.data.batch_size,
-        workers=config.data.workers,
-        seed=config.seed,
-        resident=config.data.resident,
-    )
 
 
 def train(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from medseg_reg.config import Config, RunConfig
 from medseg_reg.config_network import ForeignSpec, NetworkSpec
@@ -108,7 +109,7 @@ def _placed(network: Network, layer: LayerSpec, size: Sequence[int]) -> Sequence
     return report
 
 
-def load_run_pretrained(network: Network, config: RunConfig) -> PretrainedReport | None:
+def load_run_pretrained(network: nn.Module, config: RunConfig) -> PretrainedReport | None:
     """Load the pretrained weights that a configuration names, if it names any.
 
     Raises:

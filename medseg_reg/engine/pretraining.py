@@ -15,15 +15,15 @@ from medseg_reg.config_pretraining import PretrainingConfig, load_pretraining
 from medseg_reg.data.dataset import SliceDataset
 from medseg_reg.data.ignored import require_ignored
 from medseg_reg.data.store import SliceStore
-from medseg_reg.engine.checkpoint import save_tensors
-from medseg_reg.engine.fit import (
+from medseg_reg.engine.beginning import (
+    begin,
     data_of_run,
     note_data,
     nothing_left_behind,
     require_machine,
-    seed_everything,
-    train,
 )
+from medseg_reg.engine.checkpoint import save_tensors
+from medseg_reg.engine.fit import seed_everything, train
 from medseg_reg.engine.metrics_table import MetricsTable
 from medseg_reg.engine.network import build_plain_network, load_run_pretrained
 from medseg_reg.engine.origins import weights_origin
@@ -31,8 +31,8 @@ from medseg_reg.engine.ranks import is_first_process
 from medseg_reg.engine.reconstructions import write_reconstructions
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.training_module import TrainingModule
-from medseg_reg.files import read_json, require_space, wait_for, write_json
-from medseg_reg.networks.build import check_input_size, parameter_count
+from medseg_reg.files import read_json, wait_for, write_json
+from medseg_reg.networks.build import check_input_size
 from medseg_reg.networks.masked_autoencoder import MaskedAutoencoder, reconstruction_loss
 from medseg_reg.networks.pretrained import PretrainedReport
 from medseg_reg.networks.token_encoder import token_encoder
@@ -132,17 +132,11 @@ def pretrain(config: PretrainingConfig) -> PretrainingDirectory:
     splits, data, facts = data_of_run(run, config, store)
     seed_everything(config.seed)
     example = data.train[0]["image"][None]
-    begun = any(run.checkpoints.glob("*.ckpt"))
-    network, pretrained = build_autoencoder(config, facts, tuple(example.shape[2:]), begun)
+    network, pretrained = build_autoencoder(config, facts, tuple(example.shape[2:]), run.begun)
     origin = weights_origin(config, splits, store, judged=False) if pretrained else None
     require_machine(config)
     if is_first_process():
-        data.train_dataloader()
-        # Weights and Adam's two moments in two checkpoints, and the weights once.
-        require_space(run.path, 4 * parameter_count(network) * (2 * 3 + 1))
-        # All that can be wrong has been looked at: from here on, files are written.
-        run.prepare(config)
-        run.note_pretrained(pretrained, origin.as_dict() if origin else None)
+        begin(run, config, network, data, pretrained, origin, copies=1)
         note_data(run, facts, data)
     else:
         wait_for(run.path / "splits.json")

@@ -144,6 +144,11 @@ class RunDirectory:
         """Whether training is done."""
         return self.weights.exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has a checkpoint to go on from."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
     def require_finished(self) -> None:
         """Refuse a run whose training is not done."""
         if not self.finished:

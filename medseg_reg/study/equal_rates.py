@@ -19,7 +19,7 @@ import torch
 from medseg_reg.config import Config
 from medseg_reg.data.splits import make_splits
 from medseg_reg.data.store import SliceStore
-from medseg_reg.engine.fit import data_module
+from medseg_reg.engine.beginning import data_module
 from medseg_reg.engine.network import build_run_network
 from medseg_reg.engine.run_directory import DataFacts
 from medseg_reg.errors import MedsegError

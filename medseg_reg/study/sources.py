@@ -58,9 +58,8 @@ def _lack(config: Config, run: RunDirectory) -> str:
     from medseg_reg.engine.distillation import check_teacher
     from medseg_reg.engine.origins import weights_origin
 
-    begun = any(run.checkpoints.glob("*.ckpt"))  # its weights are there
     for key, path in zip(WEIGHTS, _sources(config)[:2], strict=True):
-        if path is not None and not begun and not path.is_file():
+        if path is not None and not run.begun and not path.is_file():
             return f"{key}: {path}: {_why(path)}"
     store = SliceStore(config.data.store)
     splits = run.splits(store) or make_splits(store, config.data.split)
@@ -68,7 +67,7 @@ def _lack(config: Config, run: RunDirectory) -> str:
     try:
         check_teacher(config, facts, splits, store)
         check_coarse(run, config, facts, splits, store)
-        if not begun:
+        if not run.begun:  # else its weights are there
             weights_origin(config, splits, store)
     except MedsegError as error:
         return str(error)

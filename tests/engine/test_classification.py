@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +33,10 @@ from medseg_reg.engine.fit import fit
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.presence_distillation import PresenceDistillation, SegmentationTeacher
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
-from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.errors import MedsegError
 from medseg_reg.losses import presence_bce, presence_divergence
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config, write_config
+from tests.training import interrupted_at, same_weights, tiny_config, write_config
 
 TINY = {"patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3}
 ALONE = {"name": "deit_tiny_patch16_224", **TINY}
@@ -150,20 +148,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
     how: str,
 ) -> None:
-    original = ClassificationModule.training_step
-
-    def stopped(self: ClassificationModule, batch: Any, index: int) -> Any:
-        if (self.current_epoch, index) == (1, 2):
-            if how == "killed":
-                raise MemoryError
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, index)
-
     spec = config(store, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        patch.setattr(ClassificationModule, "training_step", stopped)
-        with pytest.raises(MemoryError if how == "killed" else Interrupted):
-            classify(spec)
+    with interrupted_at(1, 2, module=ClassificationModule, how=how):
+        classify(spec)
     classify(spec)
     assert same_weights(run.path, tmp_path / "run")
 

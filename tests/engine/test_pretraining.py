@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,12 @@ from medseg_reg.engine.pretraining import (
 )
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
 from medseg_reg.engine.seen import Seen, read_seen
-from medseg_reg.errors import Interrupted, MedsegError
+from medseg_reg.errors import MedsegError
 from medseg_reg.networks.masked_autoencoder import reconstruction_loss
 from medseg_reg.networks.pretrained import load_pretrained
 from medseg_reg.pretrain import main
 from tests.stores import make_store
-from tests.training import same_weights, tiny_config, tiny_unetr, write_config
+from tests.training import interrupted_at, same_weights, tiny_config, tiny_unetr, write_config
 
 NETWORK = tiny_unetr(64)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -151,20 +149,9 @@ def test_a_run_that_was_stopped_or_that_has_labels_ends_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
     how: str,
 ) -> None:
-    original = PretrainingModule.training_step
-
-    def stopped(self: PretrainingModule, batch: Any, index: int) -> Any:
-        if (self.current_epoch, index) == (1, 2):
-            if how == "killed":
-                raise MemoryError
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, index)
-
     spec = config(store, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainingModule, "training_step", stopped)
-        with pytest.raises(MemoryError if how == "killed" else Interrupted):
-            pretrain(spec)
+    with interrupted_at(1, 2, module=PretrainingModule, how=how):
+        pretrain(spec)
     assert not (tmp_path / "run" / "weights.safetensors").exists()
     pretrain(spec)
     assert same_weights(run.path, tmp_path / "run")

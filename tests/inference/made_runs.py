@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +16,7 @@ from medseg_reg.engine.checkpoint import save_weights
 from medseg_reg.engine.coarse import keep_coarse
 from medseg_reg.engine.network import build_run_network
 from medseg_reg.engine.run_directory import DataFacts, RunDirectory
+from medseg_reg.inference.ensemble import ENTROPY, Ensemble
 from tests.training import tiny_config
 
 SPATIAL = [{"name": "spatial_dropout", "places": "between_convs", "p": 0.5}]
@@ -21,6 +24,8 @@ HEURISTIC = [{"name": "heuristic_dropout", "places": "between_convs", "p": 0.5}]
 NOISY = {"regularization__architecture": SPATIAL}
 FIXED = {"regularization__architecture": HEURISTIC}
 PLAIN = {"regularization__architecture": []}
+# Maps of runs with three classes.
+NAMES = (ENTROPY, "probability_1_class_1", "probability_2_class_2")
 
 
 def make_run(path: Path, store: SliceStore, seed: int = 0, **changes: object) -> Path:
@@ -39,3 +44,13 @@ def make_run(path: Path, store: SliceStore, seed: int = 0, **changes: object) ->
         [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1].weight.mul_(20)
     save_weights(network, run.weights)
     return path
+
+
+def predicted(
+    ensemble: Ensemble, images: np.ndarray, names: Sequence[str] = NAMES
+) -> dict[str, np.ndarray]:
+    """Return the labels and the maps of these names of a case, the parts put together."""
+    parts = list(ensemble.parts(images, "case", names))
+    assert [one.start for one in parts] == list(range(0, len(images), ensemble.batch_size))
+    found = {name: np.concatenate([one.maps[name] for one in parts]) for name in names}
+    return {"labels": np.concatenate([one.labels for one in parts]), **found}

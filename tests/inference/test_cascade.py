@@ -18,16 +18,15 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
 from medseg_reg.inference.cascade import Cascade, load_cascade
 from medseg_reg.inference.confidence import confidence
-from medseg_reg.inference.ensemble import ENTROPY, Ensemble, Way, load_runs
+from medseg_reg.inference.ensemble import Ensemble, Way, load_runs
 from medseg_reg.inference.passes import Passes
 from medseg_reg.inference.predictor import Predictor
 from medseg_reg.networks.build import probabilities
 from medseg_reg.predict import main as predict
-from tests.inference.made_runs import NOISY, PLAIN, make_run
+from tests.inference.made_runs import NAMES, NOISY, PLAIN, make_run, predicted
 from tests.stores import make_store
 
 CPU = Way(device=torch.device("cpu"))
-NAMES = (ENTROPY, "probability_1_class_1", "probability_2_class_2")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, store: SliceStore) -> list[Ru
         )
         for seed, size in enumerate(([16, 16], [32, 40], [24, 32]))
     ]
-
-
-def predicted(ensemble: Ensemble, images: np.ndarray) -> dict[str, np.ndarray]:
-    parts = list(ensemble.parts(images, "case", NAMES))
-    found = {name: np.concatenate([one.maps[name] for one in parts]) for name in NAMES}
-    return {"labels": np.concatenate([one.labels for one in parts]), **found}
 
 
 def assert_alike(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

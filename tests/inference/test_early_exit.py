@@ -15,17 +15,16 @@ from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.inference.cascade import Cascade, EarlyExit, load_cascade
 from medseg_reg.inference.cascade_curve import cascade_curve
 from medseg_reg.inference.confidence import confidence
-from medseg_reg.inference.ensemble import ENTROPY, Ensemble, Way, load_runs
+from medseg_reg.inference.ensemble import Way, load_runs
 from medseg_reg.inference.evaluation import case_table, count_slices
 from medseg_reg.networks.build import probabilities
 from medseg_reg.networks.reuse import coarse_of
 from medseg_reg.networks.summary import summarize
-from tests.inference.made_runs import PLAIN, make_run
+from tests.inference.made_runs import NAMES, PLAIN, make_run, predicted
 from tests.stores import make_store
 
 CPU = Way(device=torch.device("cpu"), batch_size=4)
 WINDOWS = replace(CPU, window=(16, 16), flips=("horizontal",))
-NAMES = (ENTROPY, "probability_1_class_1", "probability_2_class_2")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, store: SliceStore) -> list[Ru
         Splits(train=cases[:2], val=cases[2:4], test=cases[4:]).write(path / "splits.json")
         found.append(RunDirectory(path))
     return found
-
-
-def predicted(ensemble: Ensemble, images: np.ndarray) -> dict[str, np.ndarray]:
-    parts = list(ensemble.parts(images, "case", NAMES))
-    found = {name: np.concatenate([one.maps[name] for one in parts]) for name in NAMES}
-    return {"labels": np.concatenate([one.labels for one in parts]), **found}
 
 
 def inside(runs: list[RunDirectory], images: np.ndarray) -> Tensor:

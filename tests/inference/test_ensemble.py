@@ -19,7 +19,7 @@ from medseg_reg.files import read_json, write_json
 from medseg_reg.inference.ensemble import Ensemble, Way, load_runs
 from medseg_reg.inference.predictor import Predictor
 from medseg_reg.inference.uncertainty import average
-from tests.inference.made_runs import FIXED, NOISY, PLAIN, SPATIAL, make_run
+from tests.inference.made_runs import FIXED, NOISY, PLAIN, SPATIAL, make_run, predicted
 from tests.stores import make_store
 
 CPU = Way(device=torch.device("cpu"))
@@ -52,10 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, store: SliceStore) -> list[Ru
 def everything(ensemble: Ensemble, images: np.ndarray) -> dict[str, np.ndarray]:
     """Predict with all maps there are, and put the parts together."""
     names = ensemble.map_names(uncertainty=True, probabilities=True)
-    parts = list(ensemble.parts(images, "case", names))
-    assert [one.start for one in parts] == list(range(0, len(images), ensemble.batch_size))
-    found = {name: np.concatenate([one.maps[name] for one in parts]) for name in names}
-    return {"labels": np.concatenate([one.labels for one in parts]), **found}
+    return predicted(ensemble, images, names)
 
 
 def probabilities(run: RunDirectory, images: np.ndarray) -> torch.Tensor:
