@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -23,7 +21,8 @@ from medseg_reg.engine.classification import (
 )
 from medseg_reg.engine.precision import choose_accelerator
 from medseg_reg.engine.run_directory import environment
-from medseg_reg.files import read_json, replacing, sha256_of, write_json
+from medseg_reg.files import read_json, sha256_of, write_json
+from medseg_reg.inference.tables import json_number, write_csv
 from medseg_reg.metrics import (
     auroc,
     average_precision,
@@ -61,8 +60,8 @@ def evaluate_classifier(
     table = score_parts(network, store, splits, config)
     summary = {**stamp, **judge(table, config), "data": run.data_facts().name}
     summary |= {"training": run.chosen(), "environment": environment()}
-    _write_csv(table, run.path / "evaluation" / "per_slice.csv")
-    _write_csv(
+    write_csv(table, run.path / "evaluation" / "per_slice.csv")
+    write_csv(
         patient_table(table, thresholds(table, config)), run.path / "evaluation" / "per_patient.csv"
     )
     write_json(done, summary)
@@ -159,14 +158,14 @@ def judge(table: pd.DataFrame, config: ClassificationConfig) -> dict[str, Any]:
         over = {}
         for score in SCORES:
             found = bootstrap_interval(own[score].to_numpy(), spec.confidence, spec.resamples)
-            over[score] = {key: _json(value) for key, value in found._asdict().items()}
+            over[score] = {key: json_number(value) for key, value in found._asdict().items()}
         classes[str(name)] = {
-            "threshold": _json(limits[str(name)]),
+            "threshold": json_number(limits[str(name)]),
             "slices": len(known),
             "present": int(known["truth"].sum()),
             "unknown": len(rows) - len(known),
             "all_slices": {
-                key: _json(value) for key, value in _scores(known, limits[str(name)]).items()
+                key: json_number(value) for key, value in _scores(known, limits[str(name)]).items()
             },
             "patients": over,
         }
@@ -205,14 +204,3 @@ def headline(run: ClassificationDirectory, summary: dict[str, Any]) -> str:
             f"{found['sensitivity']}, specificity {found['specificity']}"
         )
     return "\n".join([*lines, f"run {run.path}"])
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")

@@ -19,7 +19,7 @@ from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.precision import choose_accelerator
 from medseg_reg.engine.run_directory import RunDirectory, environment
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import read_json, replacing, sha256_of, write_json
+from medseg_reg.files import read_json, sha256_of, write_json
 from medseg_reg.inference.case_scores import (
     CALIBRATION,
     SURFACE,
@@ -31,6 +31,7 @@ from medseg_reg.inference.case_scores import (
 )
 from medseg_reg.inference.pictures import write_curves, write_panels
 from medseg_reg.inference.predictor import Predictor
+from medseg_reg.inference.tables import json_number, write_csv
 from medseg_reg.metrics import (
     EmptyPolicy,
     bootstrap_interval,
@@ -112,8 +113,8 @@ def evaluate(
         "learned_from": run.learned_from(),
         "environment": environment(),
     }
-    _write_csv(per_case, tables / "per_case.csv")
-    _write_csv(per_slice, tables / "per_slice.csv")
+    write_csv(per_case, tables / "per_case.csv")
+    write_csv(per_slice, tables / "per_slice.csv")
     write_panels(store, predictor, per_case, out / "panels.png", notes)
     write_curves(run.path / "metrics.csv", run.path / "curves.png", notes)
     # Last, because its presence says that the others are there.
@@ -293,7 +294,7 @@ def summarise(per_case: pd.DataFrame, per_slice: pd.DataFrame, config: Config) -
         for name in scores:
             numbers = values[name].to_numpy()
             result = bootstrap_interval(numbers, spec.confidence, spec.resamples, seed=0)
-            found[name] = {key: _json_number(value) for key, value in result._asdict().items()}
+            found[name] = {key: json_number(value) for key, value in result._asdict().items()}
         return found
 
     classes = {}
@@ -304,11 +305,11 @@ def summarise(per_case: pd.DataFrame, per_slice: pd.DataFrame, config: Config) -
             "volume": intervals(rows.groupby("group", sort=False)[scores].mean()),
             "cases": {"cases": len(rows), **_empty_account(rows)},
             "slice": {
-                "dice": _json_number(slices["dice"].mean()),
-                "iou": _json_number(slices["iou"].mean()),
+                "dice": json_number(slices["dice"].mean()),
+                "iou": json_number(slices["iou"].mean()),
                 "slices": len(slices),
                 **_empty_account(slices),
-                "dice_where_truth_is_filled": _json_number(filled["dice"].mean()),
+                "dice_where_truth_is_filled": json_number(filled["dice"].mean()),
             },
         }
     means = per_case.groupby(["group", "class"], sort=False)[scores].mean()
@@ -376,14 +377,3 @@ def _millilitres(row: CaseRow, voxels: int) -> float | None:
     if row.geometry is None:
         return None
     return round(voxels * math.prod(row.geometry.spacing) / 1000, 4)
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return None if not math.isfinite(value) else float(value)
-    return value
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")

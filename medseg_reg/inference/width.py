@@ -16,7 +16,6 @@ from torch import nn
 from medseg_reg.engine.network import load_run_network
 from medseg_reg.engine.run_directory import RunDirectory
 from medseg_reg.errors import MedsegError
-from medseg_reg.files import replacing
 from medseg_reg.inference.evaluation import (
     Part,
     case_table,
@@ -27,6 +26,7 @@ from medseg_reg.inference.evaluation import (
 )
 from medseg_reg.inference.pictures import write_width_curve
 from medseg_reg.inference.predictor import Predictor
+from medseg_reg.inference.tables import write_csv
 from medseg_reg.insertion.narrow import narrow
 from medseg_reg.networks.build import parameter_count
 from medseg_reg.regularizers import StructuralDropout
@@ -84,8 +84,7 @@ def width_curve(
         )
     curve = pd.DataFrame(rows)
     folder = run.path / "evaluation" / ("" if part == "test" else part)
-    with replacing(folder / "width.csv") as temporary:
-        curve.to_csv(temporary, index=False, float_format="%.6f")
+    write_csv(curve, folder / "width.csv")
     write_width_curve(curve, folder / "width.png")
     return curve
 
