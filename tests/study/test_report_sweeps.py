@@ -13,8 +13,8 @@ import yaml
 from matplotlib import pyplot
 
 from medseg_reg.study.grid import expand
-from medseg_reg.study.report.drawing import RC
-from medseg_reg.study.report.figures import fewer_ticks, mark_numbers, sweep
+from medseg_reg.study.report.drawing import RC, fewer_ticks, mark_numbers
+from medseg_reg.study.report.figures import sweep
 from medseg_reg.study.report.sweeps import Sweep, find_sweeps
 from medseg_reg.study.spec import load_study
 from tests.study.studies import study_of

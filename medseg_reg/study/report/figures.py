@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import matplotlib
@@ -19,7 +18,9 @@ from medseg_reg.study.report.drawing import (
     RC,
     WIDTH,
     Figure,
+    fewer_ticks,
     finish,
+    mark_numbers,
     short,
     slug,
     styles,
@@ -225,45 +226,6 @@ def sweep(source: Source, pair: Pair, rows: pd.DataFrame, one: Sweep) -> Figure:
     alt = f"DICE over {one.label}, {_title(pair)}: {'; '.join(parts)}."
     name = slug("sweep", *pair, one.key, str(frame.index[0]))
     return finish(name, figure, caption, alt, frame.reset_index())
-
-
-def mark_numbers(axes: Any, numbers: Sequence[float], logarithmic: bool) -> None:
-    """Put a tick at each number, and labels at as many as fit: the first, the last, and others.
-
-    Args:
-        axes: with everything drawn that makes it narrower.
-        numbers: in rising order.
-        logarithmic: whether the axis is.
-    """
-    if logarithmic:
-        axes.set_xscale("log")
-    texts = [f"{number:g}" for number in numbers]
-    axes.set_xticks(numbers, texts)
-    axes.set_xticks([], minor=True)
-    axes.figure.canvas.draw()
-    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
-    gap = boxes[0].height / 2
-    right = boxes[0].x1
-    for i in range(1, len(boxes) - 1):
-        if boxes[i].x0 < right + gap or boxes[i].x1 + gap > boxes[-1].x0:
-            texts[i] = ""
-        else:
-            right = boxes[i].x1
-    axes.set_xticks(numbers, texts)
-
-
-def fewer_ticks(axes: Any) -> None:
-    """Take fewer ticks from the x axis until their labels stand apart.
-
-    Args:
-        axes: with everything drawn that makes it narrower.
-    """
-    for number in (4, 3, 2, 1):
-        axes.figure.canvas.draw()
-        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
-        if all(one.x1 + one.height / 2 < other.x0 for one, other in pairwise(boxes)):
-            return
-        axes.locator_params(axis="x", nbins=number)
 
 
 def curves(source: Source, pair: Pair) -> Figure | None:
